@@ -1,0 +1,46 @@
+# What a developer types; CI types the same. `make help` lists it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check format train lock
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# A requirements file is installed once: the mark is newer than the file until the file changes.
+$(VENV)/.installed: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -r requirements.txt
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed requirements/test.txt
+	$(BIN)/pip install --quiet -r requirements/test.txt
+	@touch $@
+
+run: $(VENV)/.installed ## start everything, print a first prediction, serve until Ctrl-C (PORT=8000)
+	@$(BIN)/python -m celery_task_app.launch
+
+test: $(VENV)/.installed-test ## run the whole test suite
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.installed-test ## lint, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-test ## format and fix what can be fixed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+train: $(VENV)/.installed ## train the shipped model again: make train DATA=path/to/BankChurners.csv
+	$(BIN)/python -m celery_task_app.ml.train --data $(or $(DATA),BankChurners.csv) --out celery_task_app/ml/artifacts
+
+lock: $(VENV)/.installed-test ## pin the newest versions that pyproject.toml allows, with all that they need
+	$(BIN)/pip install --quiet uv
+	$(BIN)/uv pip compile $(LOCK) pyproject.toml -o requirements/api.txt
+	$(BIN)/uv pip compile $(LOCK) pyproject.toml --extra worker -o requirements/worker.txt
+	$(BIN)/uv pip compile $(LOCK) pyproject.toml --extra worker --extra laptop -o requirements.txt
+	$(BIN)/uv pip compile $(LOCK) pyproject.toml --all-extras -o requirements/test.txt
+LOCK := --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --no-emit-find-links

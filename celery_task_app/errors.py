@@ -1,0 +1,73 @@
+"""What can go wrong, as one tree. HTTP codes are app.py's business.
+
+ChurnServiceError
+├── DataSetError              the training data is not there or not what it should be
+├── ModelError                the model can't be used at all: the worker stops
+│   ├── ArtifactMissing         no file
+│   ├── ArtifactCorrupt         truncated, tampered with, or not a model
+│   └── VersionMismatch         made with other versions of its libraries
+├── PredictionError           this customer can't be predicted; others can
+│   ├── FeatureMismatch         a feature that the pipeline was trained on is missing
+│   ├── InvalidPrediction       the model's answer is not a probability
+│   └── TooManyAttempts         every attempt lost its process or ran out of time
+└── Unavailable               nothing is wrong with the request: try again later
+    ├── BrokerUnavailable       the queue did not confirm
+    ├── ResultStoreUnavailable  the results can't be read or written
+    └── Overloaded              more waits than this process or the queue takes
+"""
+
+
+class ChurnServiceError(Exception):
+    """Root of every error that this service raises on purpose."""
+
+
+class DataSetError(ChurnServiceError):
+    """The training data is missing, or lacks what training needs."""
+
+
+class ModelError(ChurnServiceError):
+    """The model can't be used at all."""
+
+
+class ArtifactMissing(ModelError):
+    """There is no file where the model should be."""
+
+
+class ArtifactCorrupt(ModelError):
+    """The file is not the one that its manifest describes, or holds no model."""
+
+
+class VersionMismatch(ModelError):
+    """The installed libraries are not the versions that the model was made with."""
+
+
+class PredictionError(ChurnServiceError):
+    """One customer can't be predicted."""
+
+
+class FeatureMismatch(PredictionError):
+    """A customer lacks a feature that the pipeline was trained on."""
+
+
+class InvalidPrediction(PredictionError):
+    """The model answered with something that is not one probability for each customer."""
+
+
+class TooManyAttempts(PredictionError):
+    """The process was lost, or its time was up, at every attempt to predict this customer."""
+
+
+class Unavailable(ChurnServiceError):
+    """A part of the service can't do its work now; the same request may succeed later."""
+
+
+class BrokerUnavailable(Unavailable):
+    """The broker did not confirm a message."""
+
+
+class ResultStoreUnavailable(Unavailable):
+    """The result store did not answer, or refused."""
+
+
+class Overloaded(Unavailable):
+    """More predictions wait than this process, or the queue, takes."""

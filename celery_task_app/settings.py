@@ -1,0 +1,39 @@
+"""The settings, and the only reader of the environment. Every default works on a laptop; nothing is required."""
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """One frozen set of settings for a process; a field's environment variable has its name in capitals."""
+
+    model_config = SettingsConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    broker_uri: str = "amqp://guest:guest@localhost:5672//"
+    """Where tasks are queued: `amqp://…` (RabbitMQ, the durable choice) or `redis://…` (Valkey or Redis)."""
+
+    backend_uri: str = "redis://localhost:6379/0"
+    """Where predictions are kept until they are fetched: Redis or Valkey."""
+
+    model_path: Path = Path(__file__).parent / "ml" / "artifacts" / "churn.joblib"
+    """The model file; a manifest of the same name ending in `.json` beside it is verified if it is there."""
+
+    warm_up: bool = False
+    """Load the model when a worker process starts, not at its first prediction."""
+
+    worker_concurrency: int = Field(default=1, ge=1)
+    """Processes that predict, in one worker."""
+
+    result_ttl_s: int = Field(default=86_400, ge=1)
+    """Seconds that a task id is known after it was accepted, and again after its prediction was stored."""
+
+    group_max: int = Field(default=256, ge=1, le=1_000)
+    """Most customers that one message carries."""
+
+    waiting_room: int = Field(default=4_096, ge=1)
+    """Most customers that wait in one API process to be published; beyond it the answer is 429."""
+
+
+settings = Settings()
