@@ -1,0 +1,67 @@
+"""Ask the running service for one customer's probability of churn: `python test_client.py`. A program, not a test."""
+
+import argparse
+import sys
+import time
+from typing import Any
+
+import requests
+
+CUSTOMER = {
+    "Customer_Age": 45,
+    "Gender": "M",
+    "Dependent_count": 3,
+    "Education_Level": "High School",
+    "Marital_Status": "Married",
+    "Income_Category": "$60K - $80K",
+    "Card_Category": "Blue",
+    "Months_on_book": 39,
+    "Total_Relationship_Count": 5,
+    "Months_Inactive_12_mon": 1,
+    "Contacts_Count_12_mon": 3,
+    "Credit_Limit": 12691,
+    "Total_Revolving_Bal": 777,
+    "Avg_Open_To_Buy": 11914,
+    "Total_Amt_Chng_Q4_Q1": 1.335,
+    "Total_Trans_Amt": 1144,
+    "Total_Trans_Ct": 42,
+    "Total_Ct_Chng_Q4_Q1": 1.625,
+    "Avg_Utilization_Ratio": 0.061,
+}
+TIMEOUT_S = 10  # of each request
+
+
+def answered(response: requests.Response) -> dict[str, Any]:
+    """Return what the service said; if that is an error, exit with its own words."""
+    try:
+        answer: dict[str, Any] = response.json()
+    except requests.JSONDecodeError:
+        sys.exit(f"{response.url} answered {response.status_code} and no JSON: {response.text[:200]!r}")
+    if not response.ok:
+        sys.exit(f"{response.url} answered {response.status_code}, {answer.get('title')}: {answer.get('detail')}")
+    return answer
+
+
+def predict(url: str, customer: dict[str, Any], interval_s: float, attempts: int) -> float:
+    """Return the customer's probability of churn: ask for it, then fetch it when it is there."""
+    task_id = answered(requests.post(f"{url}/churn/predict", json=customer, timeout=TIMEOUT_S))["task_id"]
+    for attempt in range(attempts):
+        time.sleep(interval_s if attempt else 0)
+        result = answered(requests.get(f"{url}/churn/result/{task_id}", timeout=TIMEOUT_S))
+        if result["status"] == "Success":
+            return float(result["probability"])
+    sys.exit(f"Not finished after {attempts} attempts; ask again at {url}/churn/result/{task_id}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="where the service listens")
+    parser.add_argument("--interval", type=float, default=5, help="seconds from one attempt to the next")
+    parser.add_argument("--attempts", type=int, default=5, help="times to ask for the result")
+    arguments = parser.parse_args()
+    try:
+        print(predict(arguments.url.rstrip("/"), CUSTOMER, arguments.interval, arguments.attempts))
+    except requests.RequestException as error:
+        sys.exit(f"No answer from {arguments.url}: {error}")
+    except (AttributeError, KeyError, TypeError) as error:
+        sys.exit(f"{arguments.url} is not the churn service: {error!r}")

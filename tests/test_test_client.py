@@ -1,0 +1,96 @@
+"""What test_client.py says of failures that the real service does not give on demand."""
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+CLIENT = Path(__file__).resolve().parent.parent / "test_client.py"
+PROCESSING = json.dumps({"task_id": "some-id", "status": "Processing"})
+
+
+class Stub(ThreadingHTTPServer):
+    """Gives every request the same answer, and counts them."""
+
+    status: int
+    body: str
+    requests = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Answer(BaseHTTPRequestHandler):
+    server: Stub
+
+    def do_GET(self) -> None:
+        self.server.requests += 1
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_response(self.server.status)
+        self.end_headers()
+        self.wfile.write(self.server.body.encode())
+
+    do_POST = do_GET  # noqa: N815 - as http.server calls it
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def stub() -> Iterator[Stub]:
+    with Stub(("127.0.0.1", 0), Answer) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def complaint(url: str, *options: str) -> str:
+    """Run the client, alone as someone who copied it would, and return what it says on standard error."""
+    run = subprocess.run(
+        [sys.executable, "-I", CLIENT, "--url", url, *options], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert run.returncode == 1
+    assert run.stdout == ""
+    assert len(run.stderr.splitlines()) == 1, run.stderr
+    return run.stderr
+
+
+def test_a_service_that_is_not_there_is_said() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        url = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    assert complaint(url).startswith(f"No answer from {url}: ")
+
+
+@pytest.mark.parametrize("status", [422, 503])
+def test_a_problem_is_told_in_the_words_of_the_service(stub: Stub, status: int) -> None:
+    stub.status, stub.body = status, json.dumps({"title": "Some title", "status": status, "detail": "Some detail."})
+    assert complaint(stub.url) == f"{stub.url}/churn/predict answered {status}, Some title: Some detail.\n"
+
+
+def test_a_prediction_that_is_not_finished_in_time_is_said(stub: Stub) -> None:
+    stub.status, stub.body = 202, PROCESSING
+    message = complaint(stub.url, "--interval", "0.01", "--attempts", "3")
+    assert message == f"Not finished after 3 attempts; ask again at {stub.url}/churn/result/some-id\n"
+    assert stub.requests == 1 + 3
+
+
+@pytest.mark.parametrize("status", [200, 502])
+def test_an_answer_that_is_no_json_is_shown(stub: Stub, status: int) -> None:
+    stub.status, stub.body = status, "<html>\nBad gateway"
+    message = complaint(stub.url)
+    assert message == f"{stub.url}/churn/predict answered {status} and no JSON: '<html>\\nBad gateway'\n"
+
+
+@pytest.mark.parametrize("body", ["{}", "[]", '"yes"'])
+def test_another_service_is_not_mistaken_for_this_one(stub: Stub, body: str) -> None:
+    stub.status, stub.body = 200, body
+    assert complaint(stub.url).startswith(f"{stub.url} is not the churn service: ")
