@@ -1,0 +1,121 @@
+"""A worker's sign of life: a key in the result store that it renews every 5 s while it consumes.
+
+It is gone 15 s after the last, so a frozen worker is missed soon; no `inspect ping`, which asks through the very queue
+that may be the trouble. Who may serve, judged by it, is health.py's business.
+"""
+
+import json
+import logging
+import mmap
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, TypedDict
+
+import redis
+import redis.asyncio
+from celery import bootsteps
+
+from celery_task_app.errors import ModelError
+from celery_task_app.results import blocking_client
+
+logger = logging.getLogger(__name__)
+
+_NAMES = "churn:workers"  # the set of those that may be alive
+_KEY = "churn:worker:{}"
+_PERIOD_S = 5
+_LIFE_S = 15
+_FAILED_LIFE_S = 60  # a worker that can't load its model stops; its restarts take a while
+
+
+class SignOfLife(TypedDict):
+    """What a worker says of itself."""
+
+    model: Literal["loaded", "not loaded yet", "failed"]
+    detail: str
+    """The model's version, or why it failed."""
+
+
+class ThisWorker:
+    """What the worker of this process says of itself.
+
+    Made when the worker's main process imports it, before it forks, so that the processes that predict share it.
+
+    Attributes:
+        hostname: Celery's name for the worker, `celery@HOST`.
+        pid: of the main process.
+        model_version: as the model's manifest has it.
+    """
+
+    hostname: str
+    model_version: str
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self._loaded = mmap.mmap(-1, 1)  # one byte that a process of the pool sets and the main process reads
+
+    def model_loaded(self) -> None:
+        """Say that a process has loaded the model."""
+        self._loaded[0] = 1
+
+    def model_failed(self, error: ModelError) -> None:
+        """Say in the log and, for a minute, in readiness why this worker stops."""
+        logger.critical("the worker stops: %s", error)
+        self._show(self.hostname, SignOfLife(model="failed", detail=str(error)), _FAILED_LIFE_S)
+
+    def alive(self) -> None:
+        """Show the sign of life."""
+        model: Literal["loaded", "not loaded yet"] = "loaded" if self._loaded[0] else "not loaded yet"
+        self._show(self._name, SignOfLife(model=model, detail=self.model_version), _LIFE_S)
+
+    def gone(self) -> None:
+        """Take the sign of life back."""
+        with _forgiving(), blocking_client() as client:
+            client.delete(_KEY.format(self._name))
+
+    @property
+    def _name(self) -> str:
+        return f"{self.hostname}/{self.pid}"
+
+    @staticmethod
+    def _show(name: str, sign: SignOfLife, life_s: int) -> None:
+        with _forgiving(), blocking_client() as client:
+            client.sadd(_NAMES, name)
+            client.set(_KEY.format(name), json.dumps(sign), ex=life_s)
+
+
+this_worker = ThisWorker()
+
+
+class Heartbeat(bootsteps.StartStopStep):
+    """The step of Celery's consumer that shows the sign of life while, and only while, messages are consumed."""
+
+    requires = ("celery.worker.consumer:Tasks",)
+
+    def start(self, consumer: Any) -> None:
+        """Show the first sign now, and the next ones from the worker's event loop."""
+        this_worker.alive()
+        self._timer = consumer.timer.call_repeatedly(_PERIOD_S, this_worker.alive)
+
+    def stop(self, _consumer: Any) -> None:
+        """Say at once that nothing is consumed any more."""
+        self._timer.cancel()
+        this_worker.gone()
+
+
+@contextmanager
+def _forgiving() -> Iterator[None]:
+    """Let a worker work that can't show its sign: then it is not counted on, which is all that is lost."""
+    try:
+        yield
+    except redis.RedisError as error:
+        logger.warning("no sign of life could be shown: %s", error)
+
+
+async def signs_of_life(client: redis.asyncio.Redis) -> dict[str, SignOfLife]:
+    """Return what each live worker says, by its name: `celery@HOST/PID`, or `celery@HOST` for a last word."""
+    names = sorted(str(name, "ascii") for name in await client.smembers(_NAMES))
+    signs = await client.mget([_KEY.format(name) for name in names]) if names else []
+    if gone := [name for name, sign in zip(names, signs, strict=True) if sign is None]:
+        await client.srem(_NAMES, *gone)
+    return {name: json.loads(sign) for name, sign in zip(names, signs, strict=True) if sign is not None}

@@ -1,0 +1,190 @@
+"""Accepting a prediction: mark it queued, publish it, many at a time (group commit).
+
+One thread publishes, one message at a time. Customers that come meanwhile ride together in the next message, so an idle
+service makes nobody wait, and under load one publish, one confirm and one look-up serve many.
+"""
+
+import asyncio
+import contextlib
+import logging
+import queue
+import threading
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from amqp.exceptions import MessageNacked
+from kombu import Connection, Producer
+from kombu.exceptions import OperationalError
+
+from celery_task_app.errors import BrokerUnavailable, Overloaded, ResultStoreUnavailable, Unavailable
+from celery_task_app.results import ResultStore
+from celery_task_app.settings import settings
+from celery_task_app.worker import DEAD, PREDICT_TASK, PREDICTIONS, app
+
+logger = logging.getLogger(__name__)
+
+Features = Mapping[str, object]
+
+# Seconds that a request waits to be accepted, whatever the publishing thread does.
+_ACCEPT_WITHIN_S = 2.5
+
+# One failure waits for up to three of these. Without the connection's own, a frozen RabbitMQ blocks for minutes.
+_STEP_S = 0.7
+_IMPATIENT = {
+    "connect_timeout": _STEP_S,
+    "read_timeout": _STEP_S,
+    "write_timeout": _STEP_S,
+    "socket_connect_timeout": _STEP_S,  # these two are the names on Valkey and Redis
+    "socket_timeout": _STEP_S,
+    "max_retries": 1,
+    "interval_start": 0,
+    "interval_max": 0,
+}
+
+
+def impatient_connection() -> Connection:
+    """Return a connection to the broker, not yet open, that fails within about two seconds where it can't work."""
+    return app.connection_for_write(transport_options=_IMPATIENT, connect_timeout=_STEP_S)
+
+
+class Publisher:
+    """Publishes messages, each confirmed by the broker, on a connection that is opened when it is needed."""
+
+    def __init__(self) -> None:
+        self._connection = impatient_connection()
+        self._producer: Producer | None = None
+
+    def publish(self, customers: Mapping[str, Features], retries: int = 0) -> None:
+        """Return when the broker has the message.
+
+        Args:
+            customers: by task id, the 19 features.
+            retries: how many attempts to predict them were lost before.
+
+        Raises:
+            Overloaded: the queue is full.
+            BrokerUnavailable: no confirm. The broker may have the message all the same; predicting it is harmless.
+        """
+        # A connection that was left idle may be dead without knowing: what fails on it is tried on a fresh one.
+        was_open = self._producer is not None
+        try:
+            self._send(customers, retries)
+        except (OperationalError, *self._connection.connection_errors, *self._connection.channel_errors) as error:
+            if isinstance(error.__cause__, MessageNacked):
+                raise Overloaded("the queue is full") from error
+            self.close()
+            if not was_open:
+                raise BrokerUnavailable(f"the broker did not confirm: {error!r}") from error
+            self.publish(customers, retries)
+
+    def _send(self, customers: Mapping[str, Features], retries: int) -> None:
+        if self._producer is None:
+            self._producer = Producer(self._connection.channel(), auto_declare=False)
+        app.send_task(
+            PREDICT_TASK,
+            kwargs={"customers": customers},
+            task_id=next(iter(customers)) if len(customers) == 1 else str(uuid.uuid4()),
+            retries=retries,
+            producer=self._producer,
+            declare=[PREDICTIONS, DEAD],
+            retry=False,  # publish() does that, in bounded time
+            mandatory=True,  # RabbitMQ refuses what no queue would take
+            confirm_timeout=_STEP_S,
+            ignore_result=True,  # results.py stores the results; Celery would SUBSCRIBE to one for each message
+            argsrepr="-",  # customers must not appear in headers and logs; empty ones would be made up by the worker
+            kwargsrepr="-",
+        )
+
+    def close(self) -> None:
+        """Drop the connection without a word to the broker, which may be the one that does not answer."""
+        self._producer = None
+        self._connection.collect(_STEP_S)
+
+
+@dataclass(slots=True)
+class _Submission:
+    customer: Features
+    accepted: asyncio.Future[None]
+    task_id: str = field(default_factory=lambda: str(uuid.uuid4()))
+
+
+class Submissions:
+    """The waiting room before the queue, and the thread that empties it. One for an API process."""
+
+    def __init__(self) -> None:
+        self._store = ResultStore()
+        self._publisher = Publisher()
+        self._waiting: queue.SimpleQueue[_Submission | None] = queue.SimpleQueue()
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._publish_groups, name="publisher", daemon=True)
+        self._thread.start()
+
+    async def submit(self, customer: Features) -> str:
+        """Queue one customer, and return the task id once the broker has confirmed.
+
+        Raises:
+            Overloaded: the waiting room or the queue is full.
+            Unavailable: the broker or the result store did not take it, within 2.5 seconds.
+        """
+        if self._waiting.qsize() >= settings.waiting_room:
+            raise Overloaded("too many predictions wait to be queued")
+        submission = _Submission(customer, self._loop.create_future())
+        self._waiting.put(submission)
+        try:
+            async with asyncio.timeout(_ACCEPT_WITHIN_S):
+                await submission.accepted
+        except TimeoutError as error:
+            raise BrokerUnavailable(f"not queued within {_ACCEPT_WITHIN_S} s") from error
+        return submission.task_id
+
+    async def close(self) -> None:
+        """Publish what waits, then stop."""
+        self._waiting.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    def _publish_groups(self) -> None:
+        while group := self._next_group():
+            failure: Unavailable | None = None
+            try:
+                self._accept({submission.task_id: submission.customer for submission in group})
+            except Unavailable as error:
+                failure = error
+            except Exception:
+                logger.exception("a group was not published customers=%d", len(group))
+                failure = BrokerUnavailable("not queued")
+            self._loop.call_soon_threadsafe(_settle, group, failure)
+        self._publisher.close()
+
+    def _next_group(self) -> list[_Submission]:
+        """Wait for one customer, and take those that wait behind it; nothing once the service closes."""
+        group: list[_Submission] = []
+        with contextlib.suppress(queue.Empty):
+            while len(group) < settings.group_max:
+                submission = self._waiting.get_nowait() if group else self._waiting.get()
+                if submission is None:
+                    if group:  # comes back for it
+                        self._waiting.put(None)
+                    break
+                if not submission.accepted.done():  # else its time was up, and the client knows
+                    group.append(submission)
+        return group
+
+    def _accept(self, customers: Mapping[str, Features]) -> None:
+        self._store.mark_queued(list(customers))
+        try:
+            self._publisher.publish(customers)
+        except Unavailable:
+            with contextlib.suppress(ResultStoreUnavailable):
+                self._store.forget(list(customers))
+            raise
+
+
+def _settle(group: list[_Submission], failure: Unavailable | None) -> None:
+    for submission in group:
+        if submission.accepted.done():
+            continue
+        if failure:
+            submission.accepted.set_exception(failure)
+        else:
+            submission.accepted.set_result(None)

@@ -1,0 +1,193 @@
+"""The worker's side: PredictTask, which loads the model once per process, and the task that predicts.
+
+A message carries one or many customers, by task id. One that was cut short (its process was lost, its time was up) is
+sent again with each customer in a message of its own: a customer that always does this fails alone.
+"""
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from functools import cached_property
+from typing import Any, TypeVar
+
+from celery import Task
+from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
+from celery.signals import celeryd_after_setup, worker_process_init
+from celery.worker import state as worker_state
+from celery.worker.consumer import Consumer
+from celery.worker.request import Request
+
+from celery_task_app.errors import ModelError, PredictionError, ResultStoreUnavailable, TooManyAttempts, Unavailable
+from celery_task_app.heartbeat import Heartbeat, this_worker
+from celery_task_app.ml.model import ChurnModel, check_artifact
+from celery_task_app.results import ResultStore
+from celery_task_app.settings import settings
+from celery_task_app.submission import Features, Publisher
+from celery_task_app.worker import DEAD, PREDICT_TASK, app
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_MAX_RETRIES = 3  # four attempts for each customer
+
+# Seconds from the start of a message that the result store is asked again if it does not answer: the last try may take
+# another 2.5, and the soft time limit is 5.
+_STORE_PATIENCE_S = 2
+
+
+class PredictRequest(Request):
+    """A message in the worker's main process, which alone knows when the process that predicted was lost."""
+
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
+        """Send the customers again, each alone, before the message is acknowledged.
+
+        Celery's own answer would be to repeat the message whole (a lost process), or to give it up and leave its ids
+        without a result (the time limits, any other error).
+        """
+        error = exc_info.exception
+        ended = self._already_cancelled or self._already_revoked or worker_state.should_terminate
+        if ended or isinstance(error, Reject | Ignore | Retry):
+            super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
+            return
+        customers = self.kwargs["customers"]
+        logger.error("attempt lost message=%s customers=%d error=%r", self.id, len(customers), error)
+        worker_state.task_ready(self)
+        try:
+            send_apart(customers, self._context.retries + 1)
+        except Unavailable as unavailable:
+            logger.warning("message goes back to the queue message=%s reason=%s", self.id, unavailable)
+            self.reject(requeue=True)
+        else:
+            self.acknowledge()
+
+
+class PredictTask(Task):
+    """Base of the task that predicts: loads the model on the first call, once per process."""
+
+    abstract = True
+    Request = PredictRequest
+    model: ChurnModel
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the task with the model loaded. What can't be done now goes back to the queue, after a breath."""
+        try:
+            if not hasattr(self, "model"):
+                self.load_model()
+            return self.run(*args, **kwargs)
+        except (ModelError, Unavailable) as error:
+            time.sleep(1)  # a message that comes back at once uses up its deliveries
+            raise Reject(str(error), requeue=True) from error
+
+    def load_model(self) -> None:
+        """Load the model into this process, or tell the worker to stop: another may have a model that works.
+
+        Raises:
+            ModelError: the model can't be used.
+        """
+        try:
+            self.model = ChurnModel(settings.model_path)
+        except ModelError as error:
+            this_worker.model_failed(error)
+            os.kill(this_worker.pid, signal.SIGTERM)
+            raise
+        this_worker.model_loaded()
+
+    @cached_property
+    def store(self) -> ResultStore:
+        """The result store, on a connection of this process's own."""
+        return ResultStore()
+
+    def predict(self, customers: Mapping[str, Features]) -> None:
+        """Predict those that have not ended yet, and store how they end.
+
+        Raises:
+            ResultStoreUnavailable: the store was away for longer than a message may wait.
+        """
+        deadline = time.monotonic() + _STORE_PATIENCE_S
+        ended = _patiently(deadline, lambda: self.store.finished(list(customers)))
+        outcomes = _outcomes(self.model, {task_id: customers[task_id] for task_id in customers if task_id not in ended})
+        _patiently(deadline, lambda: self.store.store(outcomes, self.model.version))
+
+
+@app.task(bind=True, base=PredictTask, name=PREDICT_TASK, ignore_result=True)
+def predict_churn(self: PredictTask, customers: dict[str, Features]) -> None:
+    """Predict the customers of one message, by task id, and store each outcome under its id."""
+    retries, delivery = self.request.retries, self.request.delivery_info
+    if delivery["routing_key"] == DEAD.name:
+        send_apart(customers, max(retries + 1, _MAX_RETRIES))  # one attempt more, then none
+    elif len(customers) > 1 and (retries or delivery["redelivered"]):
+        send_apart(customers, retries)
+    else:
+        try:
+            self.predict(customers)
+        except ResultStoreUnavailable as error:
+            logger.warning("message goes to the end of the queue customers=%d reason=%s", len(customers), error)
+            with closing(Publisher()) as publisher:
+                publisher.publish(customers, retries)
+
+
+def send_apart(customers: Mapping[str, Features], retries: int) -> None:
+    """Send each customer in a message of its own, or store the failure of all if they were tried often enough.
+
+    Raises:
+        Unavailable: the broker, or the result store, did not take it.
+    """
+    if retries > _MAX_RETRIES:
+        logger.error("given up task_ids=%s", ",".join(customers))
+        error = TooManyAttempts(f"every one of {retries} attempts was lost: the process died, or its time was up")
+        ResultStore().store(dict.fromkeys(customers, error))
+        return
+    with closing(Publisher()) as publisher:
+        for task_id, customer in customers.items():
+            publisher.publish({task_id: customer}, retries)
+
+
+def _outcomes(model: ChurnModel, customers: Mapping[str, Features]) -> dict[str, float | PredictionError]:
+    """Predict all at once; if that fails, each alone, so that who fails, fails alone."""
+    try:
+        return dict(zip(customers, model.churn_probabilities(list(customers.values())), strict=True))
+    except PredictionError as error:
+        if isinstance(error.__cause__, SoftTimeLimitExceeded):  # came while the model worked, and is not its fault
+            raise error.__cause__ from None
+        if len(customers) > 1:
+            return {task_id: _outcomes(model, {task_id: customer})[task_id] for task_id, customer in customers.items()}
+        (task_id,) = customers
+        logger.warning("prediction failed task_id=%s error=%s", task_id, error)
+        return {task_id: error}
+
+
+def _patiently(deadline: float, call: Callable[[], T]) -> T:
+    """Call the result store; while it is away and the deadline has not passed, call again."""
+    while True:
+        try:
+            return call()
+        except ResultStoreUnavailable:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+
+
+@celeryd_after_setup.connect
+def check_model(sender: str, **_: object) -> None:
+    """Stop a worker whose model can't be used before it takes a message."""
+    this_worker.hostname = sender
+    try:
+        this_worker.model_version = check_artifact(settings.model_path).version
+    except ModelError as error:
+        this_worker.model_failed(error)
+        raise SystemExit(1) from error
+
+
+@worker_process_init.connect
+def warm_up(**_: object) -> None:
+    """Load the model before the first customer comes, if that is wanted."""
+    if settings.warm_up:
+        predict_churn.load_model()
+
+
+app.steps["consumer"].add(Heartbeat)
+# Nothing here is published with an ETA, and each start of this step would declare 28 queues for them, with a warning.
+Consumer.Blueprint.default_steps.remove("celery.worker.consumer.delayed_delivery:DelayedDelivery")

