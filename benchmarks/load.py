@@ -1,0 +1,345 @@
+"""Clients in a closed loop against the running service: `python -m benchmarks.load --help`. Starts no service.
+
+Each client sends one customer, asks until the prediction is there, then sends the next. Client and service share the
+machine's cores, so this is written for little CPU: raw streams, and only as much of HTTP/1.1 as the service answers.
+"""
+
+import argparse
+import asyncio
+import itertools
+import json
+import math
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+new_event_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+with suppress(ImportError):
+    from uvloop import new_event_loop
+
+WARM_UP_S = 1  # not counted; with --requests it is this many predictions
+WARM_UP_REQUESTS = 50
+TIMEOUT_S = 30  # of a whole prediction
+PAUSE_S = 0.1  # after an error, so that a service in trouble is not hammered
+WAIT_S = 25
+
+CUSTOMER = {  # as in test_client.py
+    "Customer_Age": 45,
+    "Gender": "M",
+    "Dependent_count": 3,
+    "Education_Level": "High School",
+    "Marital_Status": "Married",
+    "Income_Category": "$60K - $80K",
+    "Card_Category": "Blue",
+    "Months_on_book": 39,
+    "Total_Relationship_Count": 5,
+    "Months_Inactive_12_mon": 1,
+    "Contacts_Count_12_mon": 3,
+    "Credit_Limit": 12691,
+    "Total_Revolving_Bal": 777,
+    "Avg_Open_To_Buy": 11914,
+    "Total_Amt_Chng_Q4_Q1": 1.335,
+    "Total_Trans_Amt": 1144,
+    "Total_Trans_Ct": 42,
+    "Total_Ct_Chng_Q4_Q1": 1.625,
+    "Avg_Utilization_Ratio": 0.061,
+}
+
+
+def customers(seed: int) -> Iterator[bytes]:
+    """Yield customers as JSON without end, the same ones for the same seed."""
+    draw = random.Random(seed)
+    while True:
+        limit, balance = draw.randint(1_500, 34_000), draw.randint(0, 1_500)
+        varied = {
+            "Customer_Age": draw.randint(26, 73),
+            "Gender": draw.choice("FM"),
+            "Months_on_book": draw.randint(13, 56),
+            "Months_Inactive_12_mon": draw.randint(0, 6),
+            "Credit_Limit": limit,
+            "Total_Revolving_Bal": balance,
+            "Avg_Open_To_Buy": limit - balance,
+            "Total_Trans_Amt": draw.randint(510, 18_000),
+            "Total_Trans_Ct": draw.randint(10, 139),
+            "Avg_Utilization_Ratio": round(balance / limit, 3),
+        }
+        yield json.dumps(CUSTOMER | varied).encode()
+
+
+def turns(seconds: float, requests: int | None) -> Iterator[bool]:
+    """Yield for each prediction that is to begin now whether it counts (or is warm-up), until it is over."""
+    if requests is not None:
+        yield from itertools.repeat(False, WARM_UP_REQUESTS)
+        yield from itertools.repeat(True, requests)
+        return
+    warm = time.perf_counter() + WARM_UP_S
+    while (now := time.perf_counter()) < warm + seconds:
+        yield now >= warm
+
+
+class WrongAnswer(Exception):
+    """The service did not answer as its contract says; the message is the kind of error that the report counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One HTTP answer."""
+
+    status: int
+    waited: bool
+    """Whether `Preference-Applied` says that the service honoured `Prefer: wait`."""
+    body: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """One finished prediction; times in seconds of time.perf_counter()."""
+
+    begun: float
+    posted: float
+    ended: float
+    polls: int
+    waits_honoured: int
+
+
+class Client:
+    """One client with one kept-alive connection, as a single-threaded program would have."""
+
+    def __init__(self, url: str, poll_s: float, *, wait: bool) -> None:
+        parts = urlsplit(url)
+        self._address = parts.hostname or "", parts.port or 80
+        self._poll_s = poll_s
+        prefer = f"Prefer: wait={WAIT_S}\r\n" if wait else ""
+        common = f"HTTP/1.1\r\nHost: {parts.netloc}\r\n{prefer}"
+        path = f"{parts.path.rstrip('/')}/churn"
+        self._post = (
+            f"POST {path}/predict {common}Content-Type: application/json\r\nContent-Length: %d\r\n\r\n".encode()
+        )
+        self._get = f"GET {path}/result/%b {common}\r\n".encode()
+        self._expected = {"POST": {200, 202} if wait else {202}, "GET": {200, 202}}
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def open(self) -> None:
+        """Connect, unless it is connected."""
+        if self._streams is None:
+            self._streams = await asyncio.open_connection(*self._address)
+
+    async def close(self) -> None:
+        """Drop the connection: after an error, what else comes over it may belong to an older request."""
+        if self._streams is not None:
+            writer = self._streams[1]
+            self._streams = None
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+
+    async def predict(self, customer: bytes) -> Timing:
+        """Send one customer and ask until the prediction is there.
+
+        Raises:
+            WrongAnswer: an answer is not what the contract says.
+            TimeoutError: the whole took longer than 30 seconds.
+            OSError, EOFError: the connection was refused or lost.
+        """
+        async with asyncio.timeout(TIMEOUT_S):
+            await self.open()
+            begun = time.perf_counter()
+            answer = await self._ask("POST", self._post % len(customer) + customer)
+            posted = time.perf_counter()
+            polls, honoured = 0, int(answer.waited)
+            task_id = answer.body.get("task_id")
+            if not isinstance(task_id, str):
+                raise WrongAnswer("POST answered without a task_id")
+            question = self._get % task_id.encode()
+            while answer.status != 200:  # noqa: PLR2004 - HTTP's
+                if not answer.waited:
+                    await asyncio.sleep(self._poll_s)
+                answer = await self._ask("GET", question)
+                polls += 1
+                honoured += answer.waited
+                if answer.body.get("task_id") != task_id:
+                    raise WrongAnswer("GET answered with another task_id")
+            return Timing(begun, posted, time.perf_counter(), polls, honoured)
+
+    async def _ask(self, method: str, request: bytes) -> Answer:
+        assert self._streams is not None
+        reader, writer = self._streams
+        writer.write(request)
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            status = int(head[9:12])
+            length = head.split(b"\r\ncontent-length:", 1)[1]
+            content = await reader.readexactly(int(length[: length.index(b"\r")]))
+        except (asyncio.LimitOverrunError, LookupError, ValueError) as error:
+            raise WrongAnswer(f"{method} answered without a status or Content-Length that can be read") from error
+        if status not in self._expected[method]:
+            raise WrongAnswer(f"{method} answered {status}")
+        return Answer(status, b"\r\npreference-applied:" in head, _checked(method, status, content))
+
+
+def _checked(method: str, status: int, content: bytes) -> dict[str, Any]:
+    """Return the body if it is what the status promises."""
+    try:
+        body = json.loads(content)
+    except ValueError:
+        body = None
+    promised = "Success" if status == 200 else "Processing"  # noqa: PLR2004 - HTTP's
+    if not isinstance(body, dict) or body.get("status") != promised:
+        raise WrongAnswer(f"{method} answered {status} with a wrong body")
+    if promised == "Success":
+        probability: Any = body.get("probability")
+        number = isinstance(probability, int | float) and not isinstance(probability, bool)
+        if not (number and 0 <= probability <= 1):  # NaN isn't either
+            raise WrongAnswer(f"{method} answered a probability that is not in [0, 1]")
+    return body
+
+
+@dataclass
+class Report:
+    """What was measured, times in milliseconds; None where there was nothing to measure."""
+
+    url: str
+    clients: int
+    poll_ms: float
+    wait: bool
+    predictions: int = 0
+    """Finished, without those of the warm-up; the figures below are about these."""
+    elapsed_s: float = 0
+    """From the begin of the first to the end of the last."""
+    predictions_per_s: float = 0
+    p50_ms: float | None = None
+    """This and the next three: from sending the POST to having the probability."""
+    p95_ms: float | None = None
+    p99_ms: float | None = None
+    max_ms: float | None = None
+    post_p50_ms: float | None = None
+    """The POST alone; it contains the wait where that was honoured."""
+    polls_per_prediction: float | None = None
+    waits_honoured_per_prediction: float | None = None
+    client_cpu: float = 0
+    """Cores that this program itself used, 1 being a whole one, warm-up included."""
+    errors: dict[str, int] = field(default_factory=dict)
+    """How many of each kind, those of the warm-up too."""
+
+    def fill(self, timings: Sequence[Timing]) -> None:
+        """Compute the figures."""
+        if not timings:
+            return
+        count = len(timings)
+        self.predictions = count
+        self.elapsed_s = max(timing.ended for timing in timings) - min(timing.begun for timing in timings)
+        self.predictions_per_s = round(count / self.elapsed_s, 1)
+        self.elapsed_s = round(self.elapsed_s, 3)
+        whole = sorted(timing.ended - timing.begun for timing in timings)
+        self.p50_ms, self.p95_ms, self.p99_ms, self.max_ms = (_percentile_ms(whole, p) for p in (50, 95, 99, 100))
+        self.post_p50_ms = _percentile_ms(sorted(timing.posted - timing.begun for timing in timings), 50)
+        self.polls_per_prediction = round(sum(timing.polls for timing in timings) / count, 2)
+        self.waits_honoured_per_prediction = round(sum(timing.waits_honoured for timing in timings) / count, 2)
+
+    def __str__(self) -> str:
+        """Return the figures for a person."""
+        how = f"Prefer: wait={WAIT_S}, else " if self.wait else ""
+        lines = [f"{self.clients} clients in a closed loop, {how}polling every {self.poll_ms:g} ms"]
+        if self.predictions:
+            lines += [
+                f"predictions      {self.predictions_per_s:,.0f}/s ({self.predictions:,} in {self.elapsed_s:.1f} s)",
+                f"POST to result   p50 {self.p50_ms} ms, p95 {self.p95_ms}, p99 {self.p99_ms}, max {self.max_ms}",
+                f"POST alone       p50 {self.post_p50_ms} ms",
+                f"polls            {self.polls_per_prediction} a prediction",
+            ]
+            if self.wait:
+                lines.append(f"waits honoured   {self.waits_honoured_per_prediction} a prediction")
+            lines.append(f"this client      {self.client_cpu:.0%} of a core")
+        else:
+            lines.append("predictions      none")
+        lines.append(f"errors           {sum(self.errors.values())}")
+        lines += [f"{count:8}         {kind}" for kind, count in self.errors.items()]
+        return "\n".join(lines)
+
+
+def _percentile_ms(ordered: Sequence[float], percent: int) -> float:
+    """Return the nearest-rank percentile of times in seconds: one that was measured, not one in between."""
+    return round(ordered[math.ceil(len(ordered) * percent / 100) - 1] * 1000, 2)
+
+
+async def measure(options: argparse.Namespace) -> Report:
+    """Run the clients until all their predictions have ended.
+
+    Raises:
+        OSError: the service is not there.
+    """
+    report = Report(options.url, options.clients, options.poll_ms, options.wait)
+    clients = [Client(options.url, options.poll_ms / 1000, wait=options.wait) for _ in range(options.clients)]
+    timings: list[Timing] = []
+    errors: Counter[str] = Counter()
+    async with asyncio.timeout(TIMEOUT_S):
+        for client in clients:
+            await client.open()
+    # One iterator for all: whichever client is free takes the next customer.
+    work = zip(turns(options.seconds, options.requests), customers(options.seed), strict=False)
+
+    async def run(client: Client) -> None:
+        for counted, customer in work:
+            try:
+                timing = await client.predict(customer)
+            except WrongAnswer as error:
+                errors[str(error)] += 1
+            except TimeoutError:
+                errors[f"no prediction within {TIMEOUT_S} s"] += 1
+            except (OSError, EOFError) as error:
+                errors[f"connection lost: {type(error).__name__}"] += 1
+            else:
+                if counted:
+                    timings.append(timing)
+                continue
+            await client.close()
+            await asyncio.sleep(PAUSE_S)
+        await client.close()
+
+    begun, cpu_s = time.perf_counter(), time.process_time()
+    await asyncio.gather(*map(run, clients))
+    report.client_cpu = round((time.process_time() - cpu_s) / (time.perf_counter() - begun), 2)
+    report.fill(timings)
+    report.errors = dict(errors.most_common())
+    return report
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="where the service listens")
+    parser.add_argument("--clients", type=int, default=32, help="how many send at the same time")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--seconds", type=float, default=10, help="begin predictions for so long, after the warm-up")
+    length.add_argument("--requests", type=int, help="or stop after so many predictions, after the warm-up")
+    parser.add_argument("--poll-ms", type=float, default=10, help="from an answer to the next poll")
+    parser.add_argument("--wait", action="store_true", help=f"send `Prefer: wait={WAIT_S}`; poll if it is not honoured")
+    parser.add_argument("--seed", type=int, default=0, help="of the customers")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    options = parser.parse_args()
+    if urlsplit(options.url).scheme != "http":
+        parser.error(f"--url must be http://…, not {options.url}")
+    if options.clients < 1:
+        parser.error("--clients must be 1 or more")
+    return options
+
+
+def main() -> None:
+    """Measure and print; the exit code is 1 if there was any error."""
+    options = _options()
+    try:
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            report = runner.run(measure(options))
+    except OSError as error:
+        sys.exit(f"No answer from {options.url}: {str(error) or f'none within {TIMEOUT_S} s'}")
+    print(json.dumps(asdict(report), indent=1) if options.json else report)
+    sys.exit(bool(report.errors) or not report.predictions)
+
+
+if __name__ == "__main__":
+    main()
