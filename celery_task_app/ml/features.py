@@ -1,0 +1,54 @@
+"""The two steps of the pipeline, in a module of their own: unpickling the model must not import what trains it.
+
+Both are here for speed: one customer costs them 0.1 ms; a ColumnTransformer and LGBMClassifier alone cost 2.4 ms.
+"""
+
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+from lightgbm import LGBMClassifier
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, TransformerMixin
+
+Matrix = NDArray[np.float64]
+
+
+class FeatureEncoder(TransformerMixin, BaseEstimator):
+    """Turn raw customers into floats: numbers as they are (trees need no scaling), categories as codes.
+
+    A feature's most frequent category has code 0. One that was not seen in training gets -1, which every split of a
+    tree sends where it sends 0: an unknown category is predicted as the most frequent one.
+    """
+
+    def fit(self, customers: pd.DataFrame, _churned: object = None) -> Self:
+        """Learn the features' names and order, and the categories of those that are not numbers."""
+        self.feature_names_in_ = customers.columns.to_numpy(dtype=object)
+        self.codes_ = {
+            position: {category: code for code, category in enumerate(customers[name].value_counts().index)}
+            for position, name in enumerate(customers)
+            if not pd.api.types.is_numeric_dtype(customers[name])
+        }
+        return self
+
+    def transform(self, customers: pd.DataFrame) -> Matrix:
+        """Return n rows of floats, one column for each feature in the order of the training data."""
+        names = self.feature_names_in_.tolist()
+        if customers.columns.tolist() != names:
+            customers = customers[names]
+        # All at once, then column by column in numpy: a third of the time that 19 columns of pandas take.
+        cells = customers.to_numpy(dtype=object, copy=True)
+        for position, codes in self.codes_.items():
+            cells[:, position] = [codes.get(category, -1) for category in cells[:, position]]
+        return cells.astype(np.float64)
+
+
+class LeanLGBMClassifier(LGBMClassifier):
+    """LightGBM's classifier without the 0.35 ms that its scikit-learn layer adds to every prediction."""
+
+    def predict_proba(self, X: Matrix, *args: Any, **options: Any) -> Any:  # noqa: N803 - scikit-learn's name
+        """Return each row's two probabilities: the very bits that LGBMClassifier returns."""
+        if args or options:
+            return super().predict_proba(X, *args, **options)
+        churn = np.asarray(self.booster_.predict(X, num_threads=1))
+        return np.column_stack((1.0 - churn, churn))

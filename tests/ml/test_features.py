@@ -1,0 +1,72 @@
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from lightgbm import LGBMClassifier
+from sklearn.base import clone
+
+from celery_task_app.ml.features import FeatureEncoder, LeanLGBMClassifier
+from tests.ml.conftest import ROOT
+
+CUSTOMERS = pd.DataFrame({"age": [45, 51, 32], "card": ["Gold", "Blue", "Blue"], "ratio": [0.5, 0.25, 0.0]})
+
+
+@pytest.fixture
+def encoder() -> FeatureEncoder:
+    return FeatureEncoder().fit(CUSTOMERS)
+
+
+def test_numbers_stay_and_the_most_frequent_category_is_0(encoder: FeatureEncoder) -> None:
+    assert encoder.transform(CUSTOMERS).tolist() == [[45, 1, 0.5], [51, 0, 0.25], [32, 0, 0]]
+
+
+def test_an_unknown_category_is_minus_1(encoder: FeatureEncoder) -> None:
+    assert encoder.transform(CUSTOMERS.assign(card="Platinum"))[:, 1].tolist() == [-1, -1, -1]
+
+
+def test_columns_are_taken_by_name(encoder: FeatureEncoder) -> None:
+    shuffled = CUSTOMERS[["ratio", "card", "age"]].assign(another=1)
+
+    assert np.array_equal(encoder.transform(shuffled), encoder.transform(CUSTOMERS))
+
+
+def test_the_customers_are_not_changed(encoder: FeatureEncoder) -> None:
+    customers = CUSTOMERS.astype(object)
+
+    encoder.transform(customers)
+
+    assert customers.equals(CUSTOMERS.astype(object))
+
+
+def test_an_encoder_survives_pickling_and_a_clone_is_not_fitted(encoder: FeatureEncoder) -> None:
+    unpickled = pickle.loads(pickle.dumps(encoder))
+
+    assert np.array_equal(unpickled.transform(CUSTOMERS), encoder.transform(CUSTOMERS))
+    assert not hasattr(clone(encoder), "codes_")
+
+
+def test_lean_probabilities_are_those_of_lightgbm_to_the_bit() -> None:
+    random = np.random.default_rng(seed=11)
+    matrix, churned = random.random((200, 4)), random.integers(0, 2, 200)
+    parameters = {"n_estimators": 10, "n_jobs": 1, "random_state": 11, "verbose": -1}
+
+    lean = LeanLGBMClassifier(**parameters).fit(matrix, churned)
+    full = LGBMClassifier(**parameters).fit(matrix, churned)
+
+    assert np.array_equal(lean.predict_proba(matrix), full.predict_proba(matrix))
+    assert np.array_equal(lean.predict_proba(matrix, raw_score=True), full.predict_proba(matrix, raw_score=True))
+    assert np.array_equal(lean.predict(matrix), full.predict(matrix))
+
+
+def test_unpickling_a_model_does_not_import_what_trained_it(trained: Path) -> None:
+    code = "import joblib, sys; joblib.load(sys.argv[1]); print('celery_task_app.ml.train' in sys.modules)"
+
+    loading = subprocess.run(
+        [sys.executable, "-c", code, trained / "churn.joblib"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+
+    assert loading.stdout == "False\n"
