@@ -1,0 +1,192 @@
+"""The churn model: a pipeline in a joblib file, checked before it is unpickled. No Celery, no HTTP, no environment.
+
+Importing this module and calling `check_artifact` load no ML library, so a process may do both before it forks.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import os
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from celery_task_app.errors import (
+    ArtifactCorrupt,
+    ArtifactMissing,
+    FeatureMismatch,
+    InvalidPrediction,
+    ModelError,
+    VersionMismatch,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+logger = logging.getLogger(__name__)
+
+_CHURN = (1, "Attrited Customer")  # what a model's `classes_` may call it; True is equal to 1
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What is known of a model file before it is unpickled."""
+
+    name: str
+    version: str
+    """The manifest's, or without one the first 12 digits of the file's SHA-256."""
+    features: Mapping[str, str]
+    """Each feature's type (`integer`, `number` or `category`) in the pipeline's order; empty without a manifest."""
+
+
+def check_artifact(path: Path) -> Artifact:
+    """Check that the file is the one that its manifest describes, and made with the libraries installed here.
+
+    Raises:
+        ModelError: ArtifactMissing, ArtifactCorrupt or VersionMismatch, with what to do about it.
+    """
+    return _read_artifact(path)[0]
+
+
+class ChurnModel:
+    """The model at `path`: any object with `predict_proba` over a DataFrame of customers, saved with joblib.
+
+    Unpickling runs whatever code is in the file, so the manifest beside it (the same name, `.json`) is checked first.
+
+    Raises:
+        ModelError: ArtifactMissing, ArtifactCorrupt or VersionMismatch, or none of the model's classes is churn.
+    """
+
+    def __init__(self, path: Path) -> None:
+        artifact, content = _read_artifact(path)
+        self.name = artifact.name
+        self.version = artifact.version
+        self._label = f"Model {self.name} {self.version}"
+        self._types = artifact.features
+        self._pipeline = _unpickle(content, path)
+        self._classes = list(getattr(self._pipeline, "classes_", ()))
+        churn = [column for column, label in enumerate(self._classes) if label in _CHURN]
+        if len(churn) != 1:
+            raise ModelError(f"The model at {path} has classes {self._classes}: one must be 1 or 'Attrited Customer'")
+        self._churn = churn[0]
+        self._features = list(self._types) or list(getattr(self._pipeline, "feature_names_in_", ()))
+        logger.info("model loaded name=%s version=%s path=%s", self.name, self.version, path)
+
+    def churn_probabilities(self, customers: Sequence[Mapping[str, object]]) -> list[float]:
+        """Return each customer's probability of churn.
+
+        Args:
+            customers: n mappings of the 19 features of BankChurners.csv, amounts in US dollars; what else they have is
+                ignored, and an unknown category is left to the pipeline.
+
+        Returns:
+            n probabilities in [0, 1], in the order given.
+
+        Raises:
+            FeatureMismatch: a customer lacks a feature that the pipeline was trained on, or its type is another.
+            InvalidPrediction: the pipeline failed, or its answer is not n probabilities.
+        """
+        if not customers:
+            return []
+        import numpy as np  # noqa: PLC0415 - see the module's docstring
+
+        table = self._table(customers)
+        try:
+            answer = np.asarray(self._pipeline.predict_proba(table), dtype=float)
+        except Exception as error:
+            raise InvalidPrediction(f"{self._label} failed with {type(error).__name__}") from error
+        expected = (len(customers), len(self._classes))
+        if answer.shape != expected:
+            raise InvalidPrediction(f"{self._label} answered with shape {answer.shape}, not {expected}")
+        probabilities: list[float] = answer[:, self._churn].tolist()
+        if not all(0 <= probability <= 1 for probability in probabilities):  # which NaN isn't either
+            raise InvalidPrediction(f"{self._label} answered with what is no probability")
+        return probabilities
+
+    def _table(self, customers: Sequence[Mapping[str, object]]) -> "pd.DataFrame":
+        """Return the customers as the pipeline was trained on them: the same columns, order and types."""
+        import pandas as pd  # noqa: PLC0415 - see the module's docstring
+
+        columns = {}
+        for feature in self._features or customers[0]:
+            try:
+                values = [customer[feature] for customer in customers]
+            except KeyError as error:
+                raise FeatureMismatch(f"{feature} is missing, and the model was trained on it") from error
+            columns[feature] = _column(feature, self._types.get(feature), values)
+        return pd.DataFrame(columns)
+
+
+def _column(feature: str, kind: str | None, values: list[Any]) -> object:
+    """Return the values as what pandas needs for the right dtype, if they are of the kind that the manifest names."""
+    import numpy as np  # noqa: PLC0415 - see the module's docstring
+
+    if kind == "category" and not all(isinstance(value, str) for value in values):
+        raise FeatureMismatch(f"{feature} must be text")
+    if kind in ("integer", "number"):
+        try:
+            return np.array(array("d", values))  # stricter than numpy, to which "5" is a number and None is NaN
+        except (TypeError, OverflowError) as error:
+            raise FeatureMismatch(f"{feature} must be a number") from error
+    return values
+
+
+def _read_artifact(path: Path) -> tuple[Artifact, bytes]:
+    """Read the file once and check it; what is returned is what was checked."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise ArtifactMissing(f"No model at {path}: run 'make train DATA=...' or set MODEL_PATH") from error
+    except OSError as error:
+        raise ArtifactCorrupt(f"{path} can't be read ({error.strerror}): set MODEL_PATH to a file that can") from error
+    sha256 = hashlib.sha256(content).hexdigest()
+
+    manifest_path = path.with_suffix(".json")
+    try:
+        manifest = json.loads(manifest_path.read_bytes())
+        features = {feature["name"]: feature["type"] for feature in manifest["features"]}
+        artifact = Artifact(manifest["name"], manifest["version"], features)
+        described, libraries = manifest["sha256"], dict(manifest["libraries"])
+    except FileNotFoundError:
+        logger.warning("model not verified path=%s reason='no manifest beside it'", path)
+        return Artifact(path.stem, sha256[:12], {}), content
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ArtifactCorrupt(f"Manifest {manifest_path} is damaged ({error!r}): restore it or train again") from error
+
+    if sha256 != described:
+        raise ArtifactCorrupt(f"{path} is not the file that {manifest_path} describes: restore both or train again")
+    for library in ("scikit-learn", "lightgbm"):  # neither promises to read what another version pickled
+        if library in libraries:
+            _check_version(path, library, libraries[library])
+    return artifact, content
+
+
+def _check_version(path: Path, library: str, required: str) -> None:
+    try:
+        installed = metadata.version(library)
+    except metadata.PackageNotFoundError:
+        installed = "missing"
+    if installed != required:
+        raise VersionMismatch(
+            f"{path} was made with {library} {required}, which is {installed} here: "
+            "run 'pip install -r requirements.txt', or train again"
+        )
+
+
+def _unpickle(content: bytes, path: Path) -> Any:
+    # OpenMP reads it when it is first loaded. With more threads the processes of a machine fight for its cores (97
+    # predictions a second instead of 318 on two), and a process that forks after OpenMP has started them hangs.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    import joblib  # noqa: PLC0415 - see the module's docstring
+
+    try:
+        model = joblib.load(io.BytesIO(content))
+    except Exception as error:
+        raise ArtifactCorrupt(f"{path} can't be unpickled ({error!r}): restore it or train again") from error
+    if not hasattr(model, "predict_proba"):
+        raise ArtifactCorrupt(f"{path} holds no model: {type(model).__name__} has no predict_proba; set MODEL_PATH")
+    return model
