@@ -136,7 +136,7 @@ def given_uris() -> dict[str, str]:
     return {}
 
 
-def free_port() -> int:
+def given_port() -> int:
     """Return PORT, which the API will listen on."""
     text = os.environ.get("PORT") or "8000"
     if not (text.isdecimal() and 0 < int(text) <= 65_535):  # noqa: PLR2004 - as every port
@@ -199,7 +199,8 @@ def serve(keeper: Keeper, port: int, uris: dict[str, str]) -> None:
     keeper.start("API", python, "-m", "uvicorn", "app:app", "--port", str(port), **uris)
     keeper.wait_while(lambda: obstacle_to_serving(port))
 
-    customer = ("test_client.py", "--url", url, "--interval", "0.1", "--attempts", "100")
+    # The model may be loading still: cold, on a slow disk, that takes longer than the client's own patience.
+    customer = ("test_client.py", "--url", url, "--interval", "0.1", "--attempts", "1000")
     client = keeper.begin("test_client", python, *customer, no_proxy=HOST)
     keeper.wait_while(lambda: "test_client.py runs" if client.is_running() else "")
     if client.process.returncode:
@@ -232,7 +233,7 @@ def main() -> int:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             refuse(f"Already running, or still stopping, in {ROOT}.")
-        port = free_port()
+        port = given_port()
 
         pipe, other_end = os.pipe()
         leash = os.fdopen(other_end, "wb", buffering=0)
@@ -251,6 +252,9 @@ def main() -> int:
         code = os.waitstatus_to_exitcode(os.waitpid(keeper, 0)[1])
         with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: not permitted if there are only zombies
             os.killpg(keeper, signal.SIGKILL)  # what a killed part or a killed keeper has left behind
+        if code < 0:
+            say(f"The keeper of all parts was killed by signal {-code}, so they were too.", STDERR)
+            return 1
         return code
 
 

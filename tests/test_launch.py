@@ -56,7 +56,7 @@ class Tree:
 
     def serve(self, *, command: list[str] = COMMAND, **environment: str) -> subprocess.Popen[bytes]:
         launcher = self.launch(command=command, **environment)
-        until(lambda: "Serving on" in self.said() or launcher.poll() is not None)
+        until(lambda: "Serving on" in self.said() or launcher.poll() is not None, within_s=120)
         assert launcher.poll() is None, self.said() + self.complained()
         return launcher
 
@@ -146,7 +146,7 @@ def test_a_second_ctrl_c_in_the_terminal_leaves_nothing_behind(tree: Tree) -> No
 def test_a_closed_terminal_leaves_nothing_behind(tree: Tree) -> None:
     terminal = tree.serve(command=IN_A_TERMINAL + COMMAND)
     terminal.kill()
-    until(tree.is_quiet)
+    until(tree.is_quiet, within_s=60)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
@@ -158,20 +158,21 @@ def test_a_launcher_that_ends_while_it_starts_leaves_nothing_behind(
     until((tree.path / ".data" / moment).exists)
     launcher.send_signal(number)
     assert launcher.wait(60) in (0, -number)  # before it listens for signals, they end it: nothing is started yet
-    until(tree.is_quiet)
+    until(tree.is_quiet, within_s=60)
 
 
 def test_a_killed_launcher_leaves_nothing_behind(tree: Tree) -> None:
     launcher = tree.serve()
     launcher.kill()
-    until(tree.is_quiet)
+    until(tree.is_quiet, within_s=60)
 
 
 def test_a_killed_keeper_leaves_nothing_behind(tree: Tree) -> None:
     launcher = tree.serve()
     tree.keeper().kill()
     assert launcher.wait(60) != 0
-    until(tree.is_quiet)
+    until(tree.is_quiet, within_s=60)
+    assert tree.complained() == "The keeper of all parts was killed by signal 9, so they were too.\n"
 
 
 @pytest.mark.parametrize("name", PARTS)
@@ -179,7 +180,7 @@ def test_a_part_that_dies_is_named_and_brings_the_rest_down(tree: Tree, name: st
     launcher = tree.serve()
     tree.part(name).kill()
     assert launcher.wait(60) == 1
-    until(tree.is_quiet)
+    until(tree.is_quiet, within_s=60)
     first_line, *log = tree.complained().splitlines()
     assert first_line == f"The {name} ended: exit code -9, log .data/{name.lower()}.log:"
     assert 0 < len(log) <= 16
@@ -261,7 +262,7 @@ def test_what_was_accepted_before_a_stop_is_answered_after_the_next_start(tree: 
     task_ids = [submit(tree) for _ in range(50)]
     launcher.send_signal(number)
     launcher.wait(60)
-    until(tree.is_quiet)
+    until(tree.is_quiet, within_s=60)
 
     tree.serve()
 
