@@ -10,7 +10,7 @@ import mmap
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, cast
 
 import redis
 import redis.asyncio
@@ -55,8 +55,10 @@ class ThisWorker:
         self._loaded = mmap.mmap(-1, 1)  # one byte that a process of the pool sets and the main process reads
 
     def model_loaded(self) -> None:
-        """Say that a process has loaded the model."""
+        """Say that a process has loaded the model, and take back what an earlier start may have left."""
         self._loaded[0] = 1
+        with _forgiving(), blocking_client() as client:
+            client.delete(_KEY.format(self.hostname))
 
     def model_failed(self, error: ModelError) -> None:
         """Say in the log and, for a minute, in readiness why this worker stops."""
@@ -114,7 +116,7 @@ def _forgiving() -> Iterator[None]:
 
 async def signs_of_life(client: redis.asyncio.Redis) -> dict[str, SignOfLife]:
     """Return what each live worker says, by its name: `celery@HOST/PID`, or `celery@HOST` for a last word."""
-    names = sorted(str(name, "ascii") for name in await client.smembers(_NAMES))
+    names = sorted(name.decode() for name in cast("set[bytes]", await client.smembers(_NAMES)))
     signs = await client.mget([_KEY.format(name) for name in names]) if names else []
     if gone := [name for name, sign in zip(names, signs, strict=True) if sign is None]:
         await client.srem(_NAMES, *gone)

@@ -174,7 +174,7 @@ class Submissions:
         self._store.mark_queued(list(customers))
         try:
             self._publisher.publish(customers)
-        except Unavailable:
+        except Exception:
             with contextlib.suppress(ResultStoreUnavailable):
                 self._store.forget(list(customers))
             raise

@@ -67,6 +67,15 @@ class Process:
         """Send a signal to the program and all that it started."""
         os.killpg(self.pid, number)
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Freeze the program and all that it started."""
+        self.signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.signal(signal.SIGCONT)
+
     def stop(self, within_s: float = 20) -> int:
         """Ask it to end, as an operator would; return its exit code."""
         assert self.popen is not None
@@ -184,12 +193,13 @@ class Service:
     servers: Servers
     folder: Path
     settings: Mapping[str, str]
+    celery_app: str = "celery_task_app.worker"
     port: int = field(default_factory=free_port)
 
     def __post_init__(self) -> None:
         env = {**self.servers.env, **self.settings}
         api = [sys.executable, "-m", "uvicorn", "app:app", "--port", str(self.port)]
-        worker = [sys.executable, "-m", "celery", "-A", "celery_task_app.worker", "worker", "-l", "info"]
+        worker = [sys.executable, "-m", "celery", "-A", self.celery_app, "worker", "-l", "info"]
         self.api = Process(api, self.folder / "api.log", env)
         self.worker = Process(worker, self.folder / "worker.log", env)
 
@@ -222,12 +232,19 @@ class Service:
 
     def ended(self, task_id: str, within_s: float = 30) -> requests.Response:
         """Return the first answer about a task id that is not 202."""
-        return until(lambda: (r := self.result(task_id)).status_code not in (202, 503) and r, within_s)
+
+        def ended() -> list[requests.Response]:
+            response = self.result(task_id)
+            return [] if response.status_code in (202, 503) else [response]
+
+        return until(ended, within_s)[0]
 
 
 @contextlib.contextmanager
-def running_service(servers: Servers, folder: Path, **settings: str) -> Iterator[Service]:
-    service = Service(servers, folder, {"WARM_UP": "true", **settings})
+def running_service(
+    servers: Servers, folder: Path, celery_app: str = "celery_task_app.worker", **settings: str
+) -> Iterator[Service]:
+    service = Service(servers, folder, {"WARM_UP": "true", **settings}, celery_app)
     try:
         service.start()
         yield service

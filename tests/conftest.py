@@ -1,0 +1,51 @@
+"""The fixtures: each test that asks for `servers` runs on the embedded Valkey and on real RabbitMQ and Redis."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from celery_task_app import results
+from celery_task_app.settings import Settings
+from celery_task_app.worker import app
+from test_client import CUSTOMER
+from tests.processes import ROOT, Servers, Service, missing_programs, running_servers, running_service
+
+
+@pytest.fixture(scope="session", params=["valkey", "rabbitmq"])
+def servers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    if request.param == "rabbitmq" and (missing := missing_programs()):
+        reason = f"not installed: {', '.join(missing)} (Debian packages of these names)"
+        if os.environ.get("REQUIRE_SERVICES") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with running_servers(request.param, tmp_path_factory.mktemp(request.param)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def service(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """An API and a worker that the tests of a module share."""
+    with running_service(servers, tmp_path_factory.mktemp("service")) as running:
+        yield running
+
+
+@pytest.fixture
+def here(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> Servers:
+    """The servers, for the service's modules in this very process."""
+    monkeypatch.setattr(results, "settings", Settings(backend_uri=servers.backend_uri))
+    monkeypatch.setitem(app.conf, "broker_url", servers.broker_uri)
+    return servers
+
+
+@pytest.fixture
+def customer() -> dict[str, Any]:
+    """The article's customer."""
+    return dict(CUSTOMER)
+
+
+MANIFEST: dict[str, Any] = json.loads((ROOT / "celery_task_app/ml/artifacts/churn.json").read_text())
+DATA = Path(os.environ.get("DATA", ROOT / "BankChurners.csv"))

@@ -1,0 +1,38 @@
+"""A model for tests: the probability is Total_Trans_Ct / 1000, and a customer of a marked age makes it fail."""
+
+import contextlib
+import os
+import time
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pandas as pd
+
+KILLS, HANGS, SLEEPS, IS_NAN, RAISES, HAS_NO_SHAPE = 120, 119, 118, 117, 116, 115
+
+
+class MarkedModel:
+    classes_ = (0, 1)
+
+    def predict_proba(self, customers: pd.DataFrame) -> np.ndarray:
+        churn = customers["Total_Trans_Ct"].to_numpy(dtype=float) / 1000
+        for age in customers["Customer_Age"]:
+            if age == KILLS:
+                os._exit(1)
+            if age == SLEEPS:
+                time.sleep(60)
+            while age == HANGS:  # deaf to the soft time limit, as C code may be
+                with contextlib.suppress(Exception):
+                    time.sleep(60)
+            if age == RAISES:
+                raise ValueError(f"a customer's value in an error: {age}")
+            if age == HAS_NO_SHAPE:
+                return churn
+        return np.column_stack((1 - churn, np.where(customers["Customer_Age"] == IS_NAN, np.nan, churn)))
+
+
+def save(folder: Path) -> Path:
+    path = folder / "marked.joblib"
+    joblib.dump(MarkedModel(), path)
+    return path

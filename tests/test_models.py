@@ -1,0 +1,62 @@
+import csv
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from models import Customer
+from tests.conftest import DATA, MANIFEST
+
+
+def test_the_schema_has_the_models_features() -> None:
+    assert list(Customer.model_fields) == [feature["name"] for feature in MANIFEST["features"]]
+
+
+def test_the_schema_takes_whatever_was_seen_in_training(customer: dict[str, Any]) -> None:
+    for feature in MANIFEST["features"]:
+        for seen in feature.get("categories") or (feature["minimum"], feature["maximum"]):
+            Customer.model_validate({**customer, feature["name"]: seen})
+
+
+@pytest.mark.skipif(not DATA.exists(), reason="no BankChurners.csv: set DATA to it")
+def test_every_customer_of_the_real_data_is_valid() -> None:
+    kinds = {feature["name"]: feature["type"] for feature in MANIFEST["features"]}
+    convert = {"integer": int, "number": float, "category": str}
+    with DATA.open(newline="") as lines:
+        for row in csv.DictReader(lines):
+            Customer.model_validate({name: convert[kind](row[name]) for name, kind in kinds.items()})
+
+
+def test_other_fields_are_ignored(customer: dict[str, Any]) -> None:
+    assert Customer.model_validate({**customer, "CLIENTNUM": 768805383}).model_dump() == customer
+
+
+@pytest.mark.parametrize(
+    ("feature", "value"),
+    [
+        ("Customer_Age", True),
+        ("Customer_Age", "45"),
+        ("Customer_Age", 45.5),
+        ("Customer_Age", -1),
+        ("Customer_Age", None),
+        ("Gender", "X"),
+        ("Income_Category", "$1M +"),
+        ("Months_Inactive_12_mon", 13),
+        ("Credit_Limit", float("nan")),
+        ("Credit_Limit", float("inf")),
+        ("Credit_Limit", -0.01),
+        ("Total_Trans_Ct", 10**400),
+        ("Credit_Limit", 10**400),
+        ("Avg_Utilization_Ratio", [0.1]),
+    ],
+)
+def test_a_senseless_value_is_refused(customer: dict[str, Any], feature: str, value: object) -> None:
+    with pytest.raises(ValidationError) as refused:
+        Customer.model_validate({**customer, feature: value})
+    assert [fault["loc"] for fault in refused.value.errors()] == [(feature,)]
+
+
+def test_every_fault_is_named_at_once() -> None:
+    with pytest.raises(ValidationError) as refused:
+        Customer.model_validate({})
+    assert refused.value.error_count() == 19

@@ -1,0 +1,160 @@
+"""The worker, end to end, with a model that fails on marked customers (tests/marked_model.py)."""
+
+import signal
+from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
+
+import psutil
+import pytest
+from kombu import Connection
+
+from celery_task_app.results import ResultStore
+from celery_task_app.submission import Publisher
+from celery_task_app.worker import DEAD, PREDICT_TASK, app
+from tests import marked_model
+from tests.processes import Servers, Service, running_service, until
+
+Customers = dict[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def service(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("marked")
+    path = str(marked_model.save(folder))
+    with running_service(servers, folder, celery_app="tests.impatient_worker", MODEL_PATH=path) as running:
+        yield running
+
+
+@pytest.fixture
+def customers(here: Servers, customer: dict[str, Any]) -> Customers:
+    """Twenty customers, accepted, each with a probability of its own."""
+    accepted = {str(uuid4()): {**customer, "Total_Trans_Ct": 100 + number} for number in range(20)}
+    ResultStore().mark_queued(list(accepted))
+    return accepted
+
+
+def publish(customers: Customers, retries: int = 0) -> None:
+    publisher = Publisher()
+    publisher.publish(customers, retries)
+    publisher.close()
+
+
+def check_predicted(service: Service, customers: Customers) -> None:
+    for task_id, customer in customers.items():
+        response = service.ended(task_id)
+        assert response.status_code == 200, response.text
+        assert response.json()["probability"] == customer["Total_Trans_Ct"] / 1000
+
+
+def check_failed(service: Service, task_id: str, error: str) -> None:
+    response = service.ended(task_id, within_s=60)
+    assert response.status_code == 500
+    assert response.json()["type"] == "/problems/prediction-failed"
+    assert error in response.json()["detail"]
+
+
+def test_a_message_of_many_is_predicted_in_order(service: Service, customers: Customers) -> None:
+    publish(customers)
+    check_predicted(service, customers)
+
+
+def test_the_model_is_loaded_once_per_process(service: Service, customers: Customers) -> None:
+    loads = service.worker.text().count("model loaded")
+    for task_id, customer in customers.items():
+        publish({task_id: customer})
+    check_predicted(service, customers)
+    assert service.worker.text().count("model loaded") == loads
+
+
+def test_a_foreign_model_without_a_manifest_is_named_by_its_hash(service: Service, customers: Customers) -> None:
+    publish(customers)
+    (version,) = {service.ended(task_id).json()["model_version"] for task_id in customers}
+    assert len(version) == 12
+    assert "no manifest" in service.worker.text()
+
+
+@pytest.mark.parametrize(
+    ("age", "error"),
+    [
+        (marked_model.KILLS, "TooManyAttempts"),
+        (marked_model.HANGS, "TooManyAttempts"),
+        (marked_model.SLEEPS, "TooManyAttempts"),
+        (marked_model.IS_NAN, "InvalidPrediction"),
+        (marked_model.RAISES, "InvalidPrediction"),
+        (marked_model.HAS_NO_SHAPE, "InvalidPrediction"),
+    ],
+    ids=["kills", "hangs", "sleeps", "NaN", "raises", "wrong shape"],
+)
+def test_a_poisonous_customer_fails_alone(service: Service, customers: Customers, age: int, error: str) -> None:
+    poisonous = list(customers)[7]
+    customers[poisonous]["Customer_Age"] = age
+    lost = service.worker.text().count("attempt lost")
+    publish(customers)
+    check_failed(service, poisonous, error)
+    del customers[poisonous]
+    check_predicted(service, customers)
+    assert service.worker.text().count("attempt lost") - lost <= 4
+
+
+def test_a_customer_without_a_feature_fails_alone(service: Service, customers: Customers) -> None:
+    poisonous = next(iter(customers))
+    del customers[poisonous]["Total_Trans_Ct"]
+    publish(customers)
+    check_failed(service, poisonous, "InvalidPrediction")
+    del customers[poisonous]
+    check_predicted(service, customers)
+
+
+def test_a_process_that_is_killed_loses_nothing(service: Service, customers: Customers) -> None:
+    for task_id, customer in customers.items():
+        publish({task_id: customer})
+    for child in psutil.Process(service.worker.pid).children():
+        child.send_signal(signal.SIGKILL)
+    check_predicted(service, customers)
+
+
+def test_a_message_that_comes_twice_is_answered_once(service: Service, customers: Customers) -> None:
+    publish(customers)
+    check_predicted(service, customers)
+    changed = {task_id: {**customer, "Total_Trans_Ct": 999} for task_id, customer in customers.items()}
+    last = str(uuid4())
+    ResultStore().mark_queued([last])
+    publish(changed)
+    publish({last: changed[next(iter(changed))]})
+    assert service.ended(last).json()["probability"] == 0.999
+    check_predicted(service, customers)
+
+
+def test_an_id_that_the_store_has_lost_is_predicted(service: Service, customers: Customers) -> None:
+    ResultStore().forget(list(customers))
+    publish(customers)
+    until(lambda: all(service.result(task_id).status_code == 200 for task_id in customers))
+    check_predicted(service, customers)
+
+
+def test_a_dead_letter_gets_one_attempt_more(service: Service, customers: Customers) -> None:
+    dead_letter(service.servers, customers, retries=0)
+    check_predicted(service, customers)
+
+
+def test_a_dead_letter_that_fails_again_is_a_failure(service: Service, customers: Customers) -> None:
+    poisonous = list(customers)[3]
+    customers[poisonous]["Customer_Age"] = marked_model.KILLS
+    dead_letter(service.servers, customers, retries=0)
+    check_failed(service, poisonous, "TooManyAttempts")
+    del customers[poisonous]
+    check_predicted(service, customers)
+
+
+def test_a_dead_letter_that_had_all_its_attempts_is_a_failure(service: Service, customers: Customers) -> None:
+    task_id, customer = customers.popitem()
+    dead_letter(service.servers, {task_id: customer}, retries=3)
+    check_failed(service, task_id, "TooManyAttempts")
+
+
+def dead_letter(servers: Servers, customers: Customers, retries: int) -> None:
+    """Put a message where RabbitMQ puts one that reached its delivery limit."""
+    with Connection(servers.broker_uri) as connection:
+        options = {"queue": DEAD, "retries": retries, "ignore_result": True, "connection": connection}
+        app.send_task(PREDICT_TASK, kwargs={"customers": customers}, task_id=str(uuid4()), **options)
