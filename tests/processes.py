@@ -144,6 +144,13 @@ def start_rabbitmq(folder: Path) -> tuple[Process, str, int]:
     return server, uri, epmd_port
 
 
+def epmd_ended(port: int) -> bool:
+    """Stop the daemon that RabbitMQ's Erlang leaves behind; it refuses while it has not yet noticed the node's end."""
+    subprocess.run(["epmd", "-port", str(port), "-kill"], capture_output=True, check=False)
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
 @dataclass
 class Servers:
     """A broker and a result store; one process where Valkey is both."""
@@ -176,8 +183,7 @@ def running_servers(name: str, folder: Path) -> Iterator[Servers]:
             yield Servers(name, broker, store, uri, f"redis://127.0.0.1:{port}/0")
         finally:
             broker.kill()
-            epmd = ["epmd", "-port", str(epmd_port), "-kill"]
-            subprocess.run(epmd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+            until(lambda: epmd_ended(epmd_port))
     finally:
         store.kill()
 
