@@ -34,8 +34,8 @@ class Ledger:
         started = time.monotonic()
         try:
             response = requests.post(f"{self.service.url}/churn/predict", json=body, timeout=10)
-        except requests.ConnectionError:
-            return  # the API itself is away, and nothing was accepted
+        except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError):
+            return  # the API itself is away; the client has no id
         self.slowest_s = max(self.slowest_s, time.monotonic() - started)
         self.statuses.add(response.status_code)
         if response.status_code == 202:

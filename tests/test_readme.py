@@ -1,0 +1,106 @@
+"""The README says what is: its tables, its commands and its recipe are checked against the real thing."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import joblib
+import pandas as pd
+import pytest
+
+from app import PROBLEMS
+from celery_task_app.settings import Settings
+from tests.processes import ROOT, Service, until
+from tests.test_launch import Tree
+
+README = (ROOT / "README.md").read_text()
+
+
+def table(header: str) -> list[list[str]]:
+    """The rows of the table whose header begins so, without it; cells without their backquotes."""
+    _, _, rest = README.partition(f"\n{header}")
+    rows = rest.split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip().strip("`") for cell in row.strip("|").split(" | ")] for row in rows]
+
+
+def test_the_settings_table_has_every_setting_as_it_is() -> None:
+    documented = {name: (default, meaning) for name, default, meaning in table("| variable ")}
+    settings = {
+        name.upper(): (str(field.default).replace(f"{ROOT}/", ""), field.description)
+        for name, field in Settings.model_fields.items()
+    }
+    settings["WARM_UP"] = ("false", settings["WARM_UP"][1])
+    assert documented == settings
+
+
+def test_the_problems_table_has_every_problem() -> None:
+    documented = {kind: int(status) for kind, status, _ in table("| type ")}
+    assert documented == {f"/problems/{kind}": status for kind, (status, _) in PROBLEMS.items()}
+
+
+def test_every_module_has_its_place_in_the_table_of_files() -> None:
+    documented = {Path(path) for path, _ in table("| file ")}
+    assert [str(path) for path in documented if not (ROOT / path).exists()] == []
+    modules = {path.relative_to(ROOT) for path in (ROOT / "celery_task_app").rglob("*.py") if path.stem != "__init__"}
+    assert modules - documented == set()
+
+
+def test_every_make_target_that_is_named_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    named = set(re.findall(r"\bmake ([a-z-]+)\b(?= |`|\n)", "\n".join(re.findall(r"`[^`]*`|\$ .*", README))))
+    assert {"run", "test", "train", "help"} <= named
+    assert [target for target in named if not re.search(rf"^{target}:", makefile, re.MULTILINE)] == []
+
+
+def test_every_link_to_a_file_leads_somewhere() -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_curl_commands_answer_as_shown(service: Service) -> None:
+    (block,) = [block for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL) if "curl -s" in block]
+    post, shown_task, get, shown_prediction = re.fullmatch(
+        r"\$ (curl.*?\}')\n(\{.*?\})\n\$ (curl.*?)\n(\{.*\})\n", block, re.DOTALL
+    ).groups()  # type: ignore[union-attr]
+
+    def run(command: str) -> dict[str, object]:
+        command = command.replace("localhost:8000", service.url.removeprefix("http://"))
+        answer = subprocess.run(command, shell=True, capture_output=True, text=True, check=True).stdout
+        return json.loads(answer)  # type: ignore[no-any-return]
+
+    task, expected = run(post), json.loads(shown_task)
+    assert task == expected | {"task_id": task["task_id"]}
+    get = get.replace(expected["task_id"], str(task["task_id"]))
+    prediction = until(lambda: (answer := run(get))["status"] == "Success" and answer)
+    assert prediction == json.loads(shown_prediction) | {"task_id": task["task_id"]}
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Tree:
+    return Tree(tmp_path / "own")
+
+
+def test_the_recipe_for_your_own_model_works_as_written(tree: Tree) -> None:
+    recipe = dict(re.findall(r"<!-- own-model: (\S+) -->\n```python\n(.*?)```", README, re.DOTALL))
+    replace(tree.path / "models.py", r"class Customer\(BaseModel\):\n.*?(?=\n\nclass )", recipe["models.py"])
+    replace(tree.path / "test_client.py", r"CUSTOMER = \{.*?\}\n", recipe["test_client.py"])
+    subprocess.run([sys.executable, "-W", "error", "-c", recipe["run"]], cwd=tree.path, check=True)
+    try:
+        launcher = tree.serve(MODEL_PATH="iris.joblib")
+        (probability,) = re.findall(r"The probability .*: (\S+)\n", tree.said())
+        model = joblib.load(tree.path / "iris.joblib")
+        example = {"sepal_length": [5.1], "petal_length": [1.4], "petal_width": [0.2]}
+        assert float(probability) == model.predict_proba(pd.DataFrame(example))[0, 1]
+        launcher.terminate()
+        assert launcher.wait(60) == 0
+    finally:
+        tree.close()
+
+
+def replace(path: Path, pattern: str, text: str) -> None:
+    changed, count = re.subn(pattern, lambda _: text, path.read_text(), flags=re.DOTALL)
+    assert count == 1
+    path.write_text(changed)
