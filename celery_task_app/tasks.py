@@ -49,12 +49,11 @@ class PredictRequest(Request):
         Celery's own answer would be to repeat the message whole (a lost process), or to give it up and leave its ids
         without a result (the time limits, any other error).
         """
-        error = exc_info.exception
+        error, customers = exc_info.exception, self.kwargs.get("customers")
         ended = self._already_cancelled or self._already_revoked or worker_state.should_terminate
-        if ended or isinstance(error, Reject | Ignore | Retry):
+        if ended or isinstance(error, Reject | Ignore | Retry) or not isinstance(customers, dict):
             super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
             return
-        customers = self.kwargs["customers"]
         logger.error("attempt lost message=%s customers=%d error=%r", self.id, len(customers), error)
         worker_state.task_ready(self)
         try:
@@ -120,6 +119,8 @@ def predict_churn(self: PredictTask, customers: dict[str, Features]) -> None:
     retries, delivery = self.request.retries, self.request.delivery_info
     if delivery["routing_key"] == DEAD.name:
         send_apart(customers, max(retries + 1, _MAX_RETRIES))  # one attempt more, then none
+    elif not customers:
+        logger.warning("empty message")
     elif len(customers) > 1 and (retries or delivery["redelivered"]):
         send_apart(customers, retries)
     else:

@@ -133,6 +133,19 @@ def test_an_id_that_the_store_has_lost_is_predicted(service: Service, customers:
     check_predicted(service, customers)
 
 
+@pytest.mark.parametrize("kwargs", [{}, {"customers": 5}, {"customers": {}}, {"customers": {}, "more": 1}])
+def test_a_message_that_makes_no_sense_hurts_nobody(
+    service: Service, customers: Customers, kwargs: dict[str, Any]
+) -> None:
+    with Connection(service.servers.broker_uri) as connection:
+        app.send_task(PREDICT_TASK, kwargs=kwargs, ignore_result=True, connection=connection)
+    publish(customers)
+    check_predicted(service, customers)
+    assert service.worker.popen is not None
+    assert service.worker.popen.poll() is None
+    assert "end of the queue" not in service.worker.text()
+
+
 def test_a_dead_letter_gets_one_attempt_more(service: Service, customers: Customers) -> None:
     dead_letter(service.servers, customers, retries=0)
     check_predicted(service, customers)
