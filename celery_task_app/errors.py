@@ -10,6 +10,12 @@ ChurnServiceError
 │   ├── FeatureMismatch         a feature that the pipeline was trained on is missing
 │   ├── InvalidPrediction       the model's answer is not a probability
 │   └── TooManyAttempts         every attempt lost its process or ran out of time
+├── Withdrawn                 there is no prediction, and there will be none
+│   ├── Deleted                 the client wanted it so
+│   └── Expired                 it was not computed within its deadline
+├── IdempotencyError          the Idempotency-Key can't be honoured
+│   ├── KeyReused               it stands for another body
+│   └── KeyInUse                the request that it was first sent with is still being accepted
 └── Unavailable               nothing is wrong with the request: try again later
     ├── BrokerUnavailable       the queue did not confirm
     ├── ResultStoreUnavailable  the results can't be read or written
@@ -55,6 +61,30 @@ class InvalidPrediction(PredictionError):
 
 class TooManyAttempts(PredictionError):
     """The process was lost, or its time was up, at every attempt to predict this customer."""
+
+
+class Withdrawn(ChurnServiceError):
+    """There is no prediction, and there will be none."""
+
+
+class Deleted(Withdrawn):
+    """The client deleted it, before or after it was computed."""
+
+
+class Expired(Withdrawn):
+    """It was not computed within its deadline."""
+
+
+class IdempotencyError(ChurnServiceError):
+    """An Idempotency-Key can't be honoured."""
+
+
+class KeyReused(IdempotencyError):
+    """It stands for another body."""
+
+
+class KeyInUse(IdempotencyError):
+    """The request that it was first sent with is still being accepted."""
 
 
 class Unavailable(ChurnServiceError):

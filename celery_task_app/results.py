@@ -6,6 +6,8 @@ reads it too. HTTP codes are app.py's business.
 
 import asyncio
 import json
+import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from celery_task_app.errors import PredictionError, ResultStoreUnavailable
+from celery_task_app.errors import Deleted, Expired, PredictionError, ResultStoreUnavailable, Withdrawn
 from celery_task_app.settings import settings
 from celery_task_app.worker import app
 
@@ -30,6 +32,7 @@ class State(StrEnum):
     QUEUED = "QUEUED"
     SUCCESS = "SUCCESS"
     FAILURE = "FAILURE"
+    REVOKED = "REVOKED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +43,29 @@ class Prediction:
         state: where the prediction is.
         probability: of churn, in [0, 1]; only of a SUCCESS.
         model_version: of the model that computed it; only of a SUCCESS.
-        error: the name of the error that ended a FAILURE.
+        error: the name of the error that ended a FAILURE, or of what Withdrawn it (REVOKED).
+        deadline: when it expires, in seconds since the epoch; only while it is QUEUED.
     """
 
     state: State
     probability: float | None = None
     model_version: str | None = None
     error: str | None = None
+    deadline: float = math.inf
 
+    @property
+    def is_queued(self) -> bool:
+        """Whether it has not ended; it may be overdue."""
+        return self.state is State.QUEUED
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether it has not ended, and its deadline has passed."""
+        return self.deadline < time.time()
+
+
+QUEUED = Prediction(State.QUEUED)
+"""What is known of a prediction that was accepted just now."""
 
 # A command waits a second at most, twice: the defaults wait from 5 s (refused) to 59 s (hung).
 _SOCKET: dict[str, Any] = {
@@ -85,6 +103,10 @@ def async_client() -> redis.asyncio.Redis:
     return redis.asyncio.Redis.from_url(settings.backend_uri, retry=AsyncRetry(NoBackoff(), 1), **_SOCKET)
 
 
+Outcome = float | PredictionError | Withdrawn
+"""How a prediction ends: its probability of churn in [0, 1], or what made it impossible, or that it was withdrawn."""
+
+
 class ResultStore:
     """The blocking side: the publisher marks ids as queued, the worker stores what became of them.
 
@@ -95,45 +117,46 @@ class ResultStore:
         self._client = blocking_client()
         self._store = self._client.register_script(_STORE)
 
-    def mark_queued(self, task_ids: Sequence[str]) -> None:
-        """Make the ids known, in one round trip; an id that has a state keeps it."""
+    def mark_queued(self, deadlines: Mapping[str, float]) -> None:
+        """Make the ids known, in one round trip; an id that has a state keeps it.
+
+        Args:
+            deadlines: by task id, when it expires, in seconds since the epoch.
+        """
         with _store_errors(), self._client.pipeline(transaction=False) as pipeline:
-            for task_id in task_ids:
-                marker = _encode(task_id, State.QUEUED, None, date_done=None)
-                pipeline.set(_key(task_id), marker, nx=True, ex=settings.result_ttl_s)
+            for task_id, deadline in deadlines.items():
+                marker = _encode(task_id, State.QUEUED, None, date_done=None, deadline=deadline)
+                life_s = math.ceil(deadline - time.time()) + settings.result_ttl_s
+                pipeline.set(key_of(task_id), marker, nx=True, ex=life_s)
             pipeline.execute()
 
     def forget(self, task_ids: Sequence[str]) -> None:
         """Take the ids back: they were never accepted."""
         with _store_errors():
-            self._client.unlink(*map(_key, task_ids))
+            self._client.unlink(*map(key_of, task_ids))
 
-    def finished(self, task_ids: Sequence[str]) -> set[str]:
-        """Return those of the ids that have ended, in one round trip.
+    def look_up(self, task_ids: Sequence[str]) -> dict[str, Prediction | None]:
+        """Return what is known of each id, in one round trip.
 
-        An id without any state is not among them: the store may have lost it, its prediction is still owed.
+        None is an id without any state: the store may have lost it, and its prediction is still owed.
         """
         with _store_errors():
-            stored = cast("list[bytes | None]", self._client.mget(list(map(_key, task_ids))))
-        return {
-            task_id
-            for task_id, value in zip(task_ids, stored, strict=True)
-            if value is not None and not value.startswith(_QUEUED_PREFIX)
-        }
+            values = cast("list[bytes | None]", self._client.mget(list(map(key_of, task_ids))))
+        known = (None if value is None else decode(value) for value in values)
+        return dict(zip(task_ids, known, strict=True))
 
-    def store(self, outcomes: Mapping[str, float | PredictionError], model_version: str | None = None) -> None:
+    def store(self, outcomes: Mapping[str, Outcome], model_version: str | None = None) -> None:
         """Store how each prediction ended, and tell who waits for it, in one round trip.
 
         Args:
-            outcomes: by task id, the probability of churn in [0, 1] or what made it impossible. An id that has ended
-                already keeps what it has.
+            outcomes: by task id, how it ended. An id that has ended already keeps what it has.
             model_version: of the model that computed the probabilities.
         """
         if outcomes:
-            now = datetime.now(UTC).isoformat()
+            now = _now()
             values = [_outcome(task_id, outcome, model_version, now) for task_id, outcome in outcomes.items()]
             with _store_errors():
-                self._store(list(map(_key, outcomes)), [_QUEUED_PREFIX, settings.result_ttl_s, *values])
+                self._store(list(map(key_of, outcomes)), [_QUEUED_PREFIX, settings.result_ttl_s, *values])
 
 
 class ResultReader:
@@ -141,6 +164,7 @@ class ResultReader:
 
     def __init__(self) -> None:
         self._client = async_client()
+        self._store = self._client.register_script(_STORE)
         self._asked: dict[str, asyncio.Future[bytes | None]] = {}
         self._reading: asyncio.Task[None] | None = None
 
@@ -159,7 +183,35 @@ class ResultReader:
                 value = await asyncio.shield(answer)
         except (redis.RedisError, TimeoutError) as error:
             raise ResultStoreUnavailable(f"the result store can't be read: {error!r}") from error
-        return None if value is None else _decode(value)
+        known = None if value is None else decode(value)
+        if known is not None and known.is_overdue:
+            return await self._expire(task_id)
+        return known
+
+    async def _expire(self, task_id: str) -> Prediction | None:
+        """Write that it has expired, unless it has ended meanwhile; return what is known then."""
+        expired = _outcome(task_id, Expired("not computed within its deadline"), None, _now())
+        try:
+            await self._store(keys=[key_of(task_id)], args=[_QUEUED_PREFIX, settings.result_ttl_s, expired])
+        except redis.RedisError as error:
+            raise ResultStoreUnavailable(f"the result store can't be written: {error!r}") from error
+        return await self.fetch(task_id)
+
+    async def delete(self, task_id: str) -> bool:
+        """Withdraw what waits and erase what is done, for good; return whether the id was known.
+
+        Raises:
+            ResultStoreUnavailable: within 2.5 seconds.
+        """
+        tombstone = _outcome(task_id, Deleted("deleted by the client"), None, _now())
+        try:
+            async with asyncio.timeout(_READ_WITHIN_S), self._client.pipeline(transaction=False) as pipeline:
+                pipeline.set(key_of(task_id), tombstone, xx=True, get=True, ex=settings.result_ttl_s)
+                pipeline.publish(key_of(task_id), tombstone)
+                known, _ = await pipeline.execute()
+        except (redis.RedisError, TimeoutError) as error:
+            raise ResultStoreUnavailable(f"the result store can't be written: {error!r}") from error
+        return known is not None
 
     async def close(self) -> None:
         """Give the connection back."""
@@ -169,7 +221,7 @@ class ResultReader:
         while self._asked:
             asked, self._asked = self._asked, {}
             try:
-                values = cast("list[bytes | None]", await self._client.mget(list(map(_key, asked))))
+                values = cast("list[bytes | None]", await self._client.mget(list(map(key_of, asked))))
             except Exception as error:  # noqa: BLE001 - it belongs to those who asked; the next may fare better
                 for answer in asked.values():
                     answer.set_exception(error)
@@ -180,7 +232,8 @@ class ResultReader:
         self._reading = None
 
 
-_key = app.backend.get_key_for_task
+key_of = app.backend.get_key_for_task
+"""The key of a task id, which is the name of the channel that tells of its end too."""
 
 
 @contextmanager
@@ -192,26 +245,32 @@ def _store_errors() -> Iterator[None]:
         raise ResultStoreUnavailable(f"the result store can't be used: {error}") from error
 
 
-def _encode(task_id: str, state: State, result: object, date_done: str | None, **more: str | None) -> str:
+def _encode(task_id: str, state: State, result: object, date_done: str | None, **more: object) -> str:
     """Return a state in the form that Celery's Redis backend writes; the status comes first."""
     meta = {"status": state, "result": result, "traceback": None, "children": [], "date_done": date_done}
     return json.dumps({**meta, **more, "task_id": task_id})
 
 
-def _outcome(task_id: str, outcome: float | PredictionError, model_version: str | None, date_done: str) -> str:
-    if isinstance(outcome, PredictionError):
+def _now() -> str:
+    return datetime.now(UTC).isoformat()
+
+
+def _outcome(task_id: str, outcome: Outcome, model_version: str | None, date_done: str) -> str:
+    if isinstance(outcome, Exception):
         kind = type(outcome)
         reason = {"exc_type": kind.__name__, "exc_message": [str(outcome)], "exc_module": kind.__module__}
-        return _encode(task_id, State.FAILURE, reason, date_done)
+        state = State.REVOKED if isinstance(outcome, Withdrawn) else State.FAILURE
+        return _encode(task_id, state, reason, date_done)
     return _encode(task_id, State.SUCCESS, outcome, date_done, model_version=model_version)
 
 
-def _decode(value: bytes) -> Prediction:
+def decode(value: bytes) -> Prediction:
+    """Return what a stored state, or the news of one, says."""
     meta = json.loads(value)
     match State(meta["status"]):
+        case State.QUEUED:
+            return Prediction(State.QUEUED, deadline=meta["deadline"])
         case State.SUCCESS:
             return Prediction(State.SUCCESS, probability=meta["result"], model_version=meta["model_version"])
-        case State.FAILURE:
-            return Prediction(State.FAILURE, error=meta["result"]["exc_type"])
-        case queued:
-            return Prediction(queued)
+        case ended:
+            return Prediction(ended, error=meta["result"]["exc_type"])

@@ -26,8 +26,20 @@ class Settings(BaseSettings):
     worker_concurrency: int = Field(default=1, ge=1)
     """Processes that predict, in one worker."""
 
+    deadline_s: int = Field(default=3_600, ge=1)
+    """Seconds within which an accepted prediction is computed, or it has expired; a client may ask for fewer."""
+
     result_ttl_s: int = Field(default=86_400, ge=1)
-    """Seconds that a task id is known after it was accepted, and again after its prediction was stored."""
+    """Seconds that the end of a prediction can be fetched; then its id is unknown."""
+
+    max_wait_s: int = Field(default=25, ge=0)
+    """Most seconds that a request with `Prefer: wait` is held; below the idle time-out of usual proxies."""
+
+    max_waiters: int = Field(default=1_000, ge=0)
+    """Most requests that one API process holds; beyond it the answer comes at once."""
+
+    idempotency_ttl_s: int = Field(default=86_400, ge=1)
+    """Seconds that an Idempotency-Key stands for the prediction that it was first sent with."""
 
     group_max: int = Field(default=256, ge=1, le=1_000)
     """Most customers that one message carries."""

@@ -9,9 +9,10 @@ import contextlib
 import logging
 import queue
 import threading
+import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from amqp.exceptions import MessageNacked
 from kombu import Connection, Producer
@@ -104,9 +105,10 @@ class Publisher:
 
 @dataclass(slots=True)
 class _Submission:
+    task_id: str
     customer: Features
+    deadline: float
     accepted: asyncio.Future[None]
-    task_id: str = field(default_factory=lambda: str(uuid.uuid4()))
 
 
 class Submissions:
@@ -120,8 +122,13 @@ class Submissions:
         self._thread = threading.Thread(target=self._publish_groups, name="publisher", daemon=True)
         self._thread.start()
 
-    async def submit(self, customer: Features) -> str:
-        """Queue one customer, and return the task id once the broker has confirmed.
+    async def submit(self, task_id: str, customer: Features, deadline_s: float | None = None) -> None:
+        """Queue one customer's prediction; return once the broker has confirmed.
+
+        Args:
+            task_id: a new UUID.
+            customer: the 19 features.
+            deadline_s: seconds within which it is computed, or expires; DEADLINE_S at most, and if it is None.
 
         Raises:
             Overloaded: the waiting room or the queue is full.
@@ -129,14 +136,14 @@ class Submissions:
         """
         if self._waiting.qsize() >= settings.waiting_room:
             raise Overloaded("too many predictions wait to be queued")
-        submission = _Submission(customer, self._loop.create_future())
+        deadline = time.time() + min(deadline_s or settings.deadline_s, settings.deadline_s)
+        submission = _Submission(task_id, customer, deadline, self._loop.create_future())
         self._waiting.put(submission)
         try:
             async with asyncio.timeout(_ACCEPT_WITHIN_S):
                 await submission.accepted
         except TimeoutError as error:
             raise BrokerUnavailable(f"not queued within {_ACCEPT_WITHIN_S} s") from error
-        return submission.task_id
 
     async def close(self) -> None:
         """Publish what waits, then stop."""
@@ -147,7 +154,7 @@ class Submissions:
         while group := self._next_group():
             failure: Unavailable | None = None
             try:
-                self._accept({submission.task_id: submission.customer for submission in group})
+                self._accept(group)
             except Unavailable as error:
                 failure = error
             except Exception:
@@ -170,13 +177,13 @@ class Submissions:
                     group.append(submission)
         return group
 
-    def _accept(self, customers: Mapping[str, Features]) -> None:
-        self._store.mark_queued(list(customers))
+    def _accept(self, group: list[_Submission]) -> None:
+        self._store.mark_queued({submission.task_id: submission.deadline for submission in group})
         try:
-            self._publisher.publish(customers)
+            self._publisher.publish({submission.task_id: submission.customer for submission in group})
         except Exception:
             with contextlib.suppress(ResultStoreUnavailable):
-                self._store.forget(list(customers))
+                self._store.forget([submission.task_id for submission in group])
             raise
 
 

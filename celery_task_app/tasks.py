@@ -22,10 +22,17 @@ from celery.worker import state as worker_state
 from celery.worker.consumer import Consumer
 from celery.worker.request import Request
 
-from celery_task_app.errors import ModelError, PredictionError, ResultStoreUnavailable, TooManyAttempts, Unavailable
+from celery_task_app.errors import (
+    Expired,
+    ModelError,
+    PredictionError,
+    ResultStoreUnavailable,
+    TooManyAttempts,
+    Unavailable,
+)
 from celery_task_app.heartbeat import Heartbeat, this_worker
 from celery_task_app.ml.model import ChurnModel, check_artifact
-from celery_task_app.results import ResultStore
+from celery_task_app.results import Outcome, ResultStore
 from celery_task_app.settings import settings
 from celery_task_app.submission import Features, Publisher
 from celery_task_app.worker import DEAD, PREDICT_TASK, app
@@ -108,8 +115,16 @@ class PredictTask(Task):
             ResultStoreUnavailable: the store was away for longer than a message may wait.
         """
         deadline = time.monotonic() + _STORE_PATIENCE_S
-        ended = _patiently(deadline, lambda: self.store.finished(list(customers)))
-        outcomes = _outcomes(self.model, {task_id: customers[task_id] for task_id in customers if task_id not in ended})
+        known = _patiently(deadline, lambda: self.store.look_up(list(customers)))
+        outcomes: dict[str, Outcome] = {}
+        owed: dict[str, Features] = {}
+        for task_id, prediction in known.items():
+            if prediction is not None and prediction.is_overdue:
+                outcomes[task_id] = Expired("not computed within its deadline")
+            elif prediction is None or prediction.is_queued:
+                owed[task_id] = customers[task_id]
+        if owed:
+            outcomes |= _outcomes(self.model, owed)
         _patiently(deadline, lambda: self.store.store(outcomes, self.model.version))
 
 

@@ -97,8 +97,8 @@ class Process:
         return self.log.read_text(errors="replace")
 
 
-def redis_answers(port: int) -> bool:
-    with contextlib.suppress(redis.RedisError), redis.Redis(port=port, socket_timeout=1) as client:
+def redis_answers(port: int | None) -> bool:
+    with contextlib.suppress(redis.RedisError), redis.Redis(port=port or 6379, socket_timeout=1) as client:
         return bool(client.ping())
     return False
 

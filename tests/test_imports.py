@@ -13,13 +13,15 @@ ML_LIBRARIES = {"lightgbm", "sklearn", "pandas", "numpy", "scipy", "joblib"}
 PACKAGE = "celery_task_app."
 
 ALLOWED = {
-    "app.py": {"models", "errors", "submission", "results", "health"},
+    "app.py": {"models", "settings", "errors", "submission", "results", "waiting", "idempotency", "health"},
     "models.py": set(),
     "celery_task_app/settings.py": set(),
     "celery_task_app/errors.py": set(),
     "celery_task_app/worker.py": {"settings"},
     "celery_task_app/results.py": {"settings", "errors", "worker"},
     "celery_task_app/submission.py": {"settings", "errors", "worker", "results"},
+    "celery_task_app/waiting.py": {"settings", "errors", "results"},
+    "celery_task_app/idempotency.py": {"settings", "errors", "results"},
     "celery_task_app/heartbeat.py": {"errors", "results"},
     "celery_task_app/health.py": {"heartbeat", "results", "submission"},
     "celery_task_app/tasks.py": {

@@ -61,7 +61,7 @@ def test_every_link_to_a_file_leads_somewhere() -> None:
 
 
 def test_the_curl_commands_answer_as_shown(service: Service) -> None:
-    (block,) = [block for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL) if "curl -s" in block]
+    block = next(block for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL) if "curl -s" in block)
     post, shown_task, get, shown_prediction = re.fullmatch(
         r"\$ (curl.*?\}')\n(\{.*?\})\n\$ (curl.*?)\n(\{.*\})\n", block, re.DOTALL
     ).groups()  # type: ignore[union-attr]
@@ -76,6 +76,24 @@ def test_the_curl_commands_answer_as_shown(service: Service) -> None:
     get = get.replace(expected["task_id"], str(task["task_id"]))
     prediction = until(lambda: (answer := run(get))["status"] == "Success" and answer)
     assert prediction == json.loads(shown_prediction) | {"task_id": task["task_id"]}
+
+
+def test_the_curl_commands_with_headers_do_what_is_said(
+    service: Service, customer: dict[str, object], tmp_path: Path
+) -> None:
+    (tmp_path / "customer.json").write_text(json.dumps(customer))
+    commands = re.findall(r"^\$ (curl .*(?:customer\.json|DELETE).*)$", README, re.MULTILINE)
+
+    def run(command: str) -> str:
+        command = command.replace("localhost:8000", service.url.removeprefix("http://"))
+        return subprocess.run(command, shell=True, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+
+    wait, idempotent, delete = commands
+    assert json.loads(run(wait))["status"] == "Success"
+    task_id = json.loads(run(idempotent))["task_id"]
+    assert json.loads(run(idempotent))["task_id"] == task_id
+    assert run(re.sub(r"[0-9a-f-]{36}", task_id, delete)) == ""
+    assert service.result(task_id).status_code == 410
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable
 from uuid import uuid4
 
@@ -11,6 +12,7 @@ from celery_task_app.errors import InvalidPrediction, ResultStoreUnavailable
 from celery_task_app.results import Prediction, ResultReader, ResultStore, State, blocking_client
 from tests.processes import Servers, free_port
 
+DEADLINE = float(int(time.time()) + 3600)
 FAILURE = InvalidPrediction("the model's answer is not a probability")
 
 
@@ -45,40 +47,40 @@ def test_an_id_that_was_never_issued_is_unknown(here: Servers, task_id: str) -> 
 
 
 def test_a_marked_id_is_queued(store: ResultStore, task_id: str) -> None:
-    store.mark_queued([task_id])
-    assert read(task_id) == [Prediction(State.QUEUED)]
-    assert store.finished([task_id]) == set()
+    store.mark_queued({task_id: DEADLINE})
+    assert read(task_id) == [Prediction(State.QUEUED, deadline=DEADLINE)]
+    assert store.look_up([task_id]) == {task_id: Prediction(State.QUEUED, deadline=DEADLINE)}
 
 
 def test_a_forgotten_id_is_unknown(store: ResultStore, task_id: str) -> None:
-    store.mark_queued([task_id])
+    store.mark_queued({task_id: DEADLINE})
     store.forget([task_id])
     assert read(task_id) == [None]
 
 
 def test_a_stored_probability_is_read_to_the_last_bit(store: ResultStore, task_id: str) -> None:
-    store.mark_queued([task_id])
+    store.mark_queued({task_id: DEADLINE})
     store.store({task_id: 0.1 + 0.2}, "v1")
     assert read(task_id) == [Prediction(State.SUCCESS, probability=0.1 + 0.2, model_version="v1")]
-    assert store.finished([task_id]) == {task_id}
+    assert store.look_up([task_id]) == {task_id: Prediction(State.SUCCESS, probability=0.1 + 0.2, model_version="v1")}
 
 
 def test_a_failure_is_told_by_its_name(store: ResultStore, task_id: str) -> None:
-    store.mark_queued([task_id])
+    store.mark_queued({task_id: DEADLINE})
     store.store({task_id: FAILURE}, "v1")
     assert read(task_id) == [Prediction(State.FAILURE, error="InvalidPrediction")]
 
 
 def test_a_result_is_stored_for_an_id_that_the_store_has_lost(store: ResultStore, task_id: str) -> None:
     store.store({task_id: 0.5}, "v1")
-    assert store.finished([task_id]) == {task_id}
+    assert store.look_up([task_id]) == {task_id: Prediction(State.SUCCESS, probability=0.5, model_version="v1")}
 
 
 def test_a_redelivery_changes_no_answer(store: ResultStore, task_id: str) -> None:
     store.store({task_id: 0.5}, "v1")
     store.store({task_id: 0.6}, "v2")
     store.store({task_id: FAILURE})
-    store.mark_queued([task_id])
+    store.mark_queued({task_id: DEADLINE})
     assert read(task_id) == [Prediction(State.SUCCESS, probability=0.5, model_version="v1")]
 
 
@@ -94,15 +96,16 @@ def test_who_listens_is_told_once_by_celerys_own_channel(here: Servers, store: R
 
 def test_every_state_has_an_end(here: Servers, store: ResultStore) -> None:
     queued, done = str(uuid4()), str(uuid4())
-    store.mark_queued([queued])
+    store.mark_queued({queued: DEADLINE})
     store.store({done: 0.5}, "v1")
     with blocking_client() as client:
-        assert all(86_000 < client.ttl(f"celery-task-meta-{task_id}") <= 86_400 for task_id in (queued, done))
+        assert 86_000 < client.ttl(f"celery-task-meta-{done}") <= 86_400
+        assert 86_000 + 3600 < client.ttl(f"celery-task-meta-{queued}") <= 86_401 + 3600
 
 
 def test_celerys_own_client_reads_each_state(here: Servers, store: ResultStore) -> None:
     queued, done, failed = str(uuid4()), str(uuid4()), str(uuid4())
-    store.mark_queued([queued])
+    store.mark_queued({queued: DEADLINE})
     store.store({done: 0.5, failed: FAILURE}, "v1")
     assert celery_result(here, queued).state == "QUEUED"
     assert celery_result(here, done).get(timeout=5) == 0.5
@@ -127,9 +130,9 @@ def test_a_store_that_is_away_is_said_so(monkeypatch: pytest.MonkeyPatch, here: 
     )
     store = ResultStore()
     calls: list[Callable[[], object]] = [
-        lambda: store.mark_queued([task_id]),
+        lambda: store.mark_queued({task_id: DEADLINE}),
         lambda: store.forget([task_id]),
-        lambda: store.finished([task_id]),
+        lambda: store.look_up([task_id]),
         lambda: store.store({task_id: 0.5}, "v1"),
         lambda: read(task_id),
     ]

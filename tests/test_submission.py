@@ -56,13 +56,19 @@ def with_submissions(use: Callable[[Submissions], Awaitable[T]]) -> T:
     return asyncio.run(run())
 
 
+async def submit(submissions: Submissions, customer: dict[str, Any]) -> str:
+    task_id = str(uuid4())
+    await submissions.submit(task_id, customer)
+    return task_id
+
+
 async def together(calls: list[Coroutine[Any, Any, str]]) -> list[str | BaseException]:
     return await asyncio.gather(*calls, return_exceptions=True)
 
 
 def test_an_accepted_customer_is_marked_and_in_the_queue(here: Servers, customer: dict[str, Any]) -> None:
     async def use(submissions: Submissions) -> str:
-        task_id = await submissions.submit(customer)
+        task_id = await submit(submissions, customer)
         reader = ResultReader()
         known = await reader.fetch(task_id)
         await reader.close()
@@ -76,7 +82,7 @@ def test_an_accepted_customer_is_marked_and_in_the_queue(here: Servers, customer
 
 
 def test_customers_that_come_meanwhile_ride_in_one_message(here: Servers, customer: dict[str, Any]) -> None:
-    ids = with_submissions(lambda room: together([room.submit(customer) for _ in range(1000)]))
+    ids = with_submissions(lambda room: together([submit(room, customer) for _ in range(1000)]))
     groups = [list(customers_of(message)) for message in messages(here)]
     assert sorted(ids) == sorted(task_id for group in groups for task_id in group)
     assert len(groups) < 50
@@ -87,7 +93,7 @@ def test_each_customer_keeps_its_own_id(here: Servers, customer: dict[str, Any])
     limits = list(range(100))
 
     async def use(submissions: Submissions) -> list[str | BaseException]:
-        return await together([submissions.submit({**customer, "Credit_Limit": limit}) for limit in limits])
+        return await together([submit(submissions, {**customer, "Credit_Limit": limit}) for limit in limits])
 
     ids = with_submissions(use)
     queued = {task_id: row for message in messages(here) for task_id, row in customers_of(message).items()}
@@ -95,7 +101,7 @@ def test_each_customer_keeps_its_own_id(here: Servers, customer: dict[str, Any])
 
 
 def test_a_customers_values_are_in_the_body_of_the_message_only(here: Servers, customer: dict[str, Any]) -> None:
-    with_submissions(lambda room: room.submit({**customer, "Credit_Limit": 12345.678}))
+    with_submissions(lambda room: submit(room, {**customer, "Credit_Limit": 12345.678}))
     (message,) = messages(here)
     assert "12345.678" in message.body if isinstance(message.body, str) else b"12345.678" in message.body
     assert "12345.678" not in json.dumps([message.headers, message.properties], default=str)
@@ -110,7 +116,7 @@ def test_a_full_waiting_room_refuses_at_once(
     monkeypatch.setattr(submission, "settings", room_for_two)
 
     async def use(submissions: Submissions) -> list[str | BaseException]:
-        return await together([submissions.submit(customer) for _ in range(100)])
+        return await together([submit(submissions, customer) for _ in range(100)])
 
     outcomes = with_submissions(use)
     accepted = [outcome for outcome in outcomes if isinstance(outcome, str)]
@@ -121,7 +127,7 @@ def test_a_full_waiting_room_refuses_at_once(
 def test_closing_publishes_what_waits(here: Servers, customer: dict[str, Any]) -> None:
     async def run() -> list[str]:
         submissions = Submissions()
-        waiting = [asyncio.create_task(submissions.submit(customer)) for _ in range(300)]
+        waiting = [asyncio.create_task(submit(submissions, customer)) for _ in range(300)]
         await asyncio.sleep(0)  # each has taken its place
         await submissions.close()
         return await asyncio.gather(*waiting)
@@ -138,7 +144,7 @@ def test_a_broker_that_is_away_is_said_so_and_the_id_is_taken_back(
     with blocking_client() as client:
         before = set(client.keys("celery-task-meta-*"))
         with pytest.raises(BrokerUnavailable):
-            with_submissions(lambda room: room.submit(customer))
+            with_submissions(lambda room: submit(room, customer))
         assert set(client.keys("celery-task-meta-*")) == before
 
 
@@ -150,15 +156,15 @@ def test_a_store_that_is_away_is_said_so_and_nothing_is_queued(
     away = results.settings.model_copy(update={"backend_uri": f"redis://127.0.0.1:{free_port()}/0"})
     monkeypatch.setattr(results, "settings", away)
     with pytest.raises(ResultStoreUnavailable):
-        with_submissions(lambda room: room.submit(customer))
+        with_submissions(lambda room: submit(room, customer))
     assert messages(here) == []
 
 
 def test_a_group_that_fails_takes_no_other_with_it(here: Servers, customer: dict[str, Any]) -> None:
     async def use(submissions: Submissions) -> str:
         with pytest.raises(BrokerUnavailable):
-            await submissions.submit({**customer, "Credit_Limit": Unsendable()})
-        return await submissions.submit(customer)
+            await submit(submissions, {**customer, "Credit_Limit": Unsendable()})
+        return await submit(submissions, customer)
 
     task_id = with_submissions(use)
     assert [list(customers_of(message)) for message in messages(here)] == [[task_id]]

@@ -1,6 +1,7 @@
 """The worker, end to end, with a model that fails on marked customers (tests/marked_model.py)."""
 
 import signal
+import time
 from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
@@ -30,7 +31,7 @@ def service(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Itera
 def customers(here: Servers, customer: dict[str, Any]) -> Customers:
     """Twenty customers, accepted, each with a probability of its own."""
     accepted = {str(uuid4()): {**customer, "Total_Trans_Ct": 100 + number} for number in range(20)}
-    ResultStore().mark_queued(list(accepted))
+    ResultStore().mark_queued(dict.fromkeys(accepted, time.time() + 3600))
     return accepted
 
 
@@ -119,7 +120,7 @@ def test_a_message_that_comes_twice_is_answered_once(service: Service, customers
     check_predicted(service, customers)
     changed = {task_id: {**customer, "Total_Trans_Ct": 999} for task_id, customer in customers.items()}
     last = str(uuid4())
-    ResultStore().mark_queued([last])
+    ResultStore().mark_queued({last: time.time() + 3600})
     publish(changed)
     publish({last: changed[next(iter(changed))]})
     assert service.ended(last).json()["probability"] == 0.999
