@@ -9,7 +9,6 @@ import contextlib
 import logging
 from collections.abc import Coroutine
 
-import redis
 import redis.asyncio.client
 
 from celery_task_app.errors import ResultStoreUnavailable
@@ -73,17 +72,21 @@ class Waiting:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _listen(self) -> None:
+        is_known_to_be_lost = False
         while True:
             try:
                 async with async_client() as client, client.pubsub() as pubsub:
                     await pubsub.subscribe(_ALWAYS)
+                    is_known_to_be_lost = False
                     self._subscribed = set()
                     self._changed.set()
                     async with asyncio.TaskGroup() as group:
                         group.create_task(self._subscribe(pubsub))
                         group.create_task(self._hear(pubsub))
-            except* (redis.RedisError, OSError) as lost:
-                logger.warning("the result store's announcements are lost for a moment: %r", lost.exceptions[0])
+            except* Exception as lost:  # whatever it is, those who come later shall not wait in vain
+                if not is_known_to_be_lost:
+                    logger.warning("nothing is heard from the result store: %r", lost.exceptions[0])
+                is_known_to_be_lost = True
             await asyncio.sleep(0.5)
 
     async def _subscribe(self, pubsub: redis.asyncio.client.PubSub) -> None:
