@@ -83,7 +83,7 @@ class Waiting:
                     async with asyncio.TaskGroup() as group:
                         group.create_task(self._subscribe(pubsub))
                         group.create_task(self._hear(pubsub))
-            except* Exception as lost:  # whatever it is, those who come later shall not wait in vain
+            except* Exception as lost:  # noqa: BLE001 - those who come later shall not wait in vain
                 if not is_known_to_be_lost:
                     logger.warning("nothing is heard from the result store: %r", lost.exceptions[0])
                 is_known_to_be_lost = True
