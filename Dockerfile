@@ -7,7 +7,7 @@ RUN useradd --system --no-create-home --uid 10001 churn
 FROM base AS api
 COPY requirements/api.txt requirements/
 RUN pip install --no-cache-dir -r requirements/api.txt
-COPY app.py models.py ./
+COPY app.py bodies.py docs.py models.py ./
 COPY celery_task_app celery_task_app
 USER churn
 EXPOSE 8000

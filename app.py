@@ -13,17 +13,25 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
-from celery_task_app.errors import Overloaded, Unavailable
+from bodies import JSONRoute
+from celery_task_app.errors import ArtifactMissing, BadBody, BodyTooLarge, NotJSONType, Overloaded, Unavailable
 from celery_task_app.health import readiness
+from celery_task_app.ml.manifest import read_manifest
 from celery_task_app.results import ResultReader, State
+from celery_task_app.settings import settings
 from celery_task_app.submission import Submissions
-from models import Customer, Fault, Prediction, Problem, Task
+from docs import add_docs
+from models import Alive, Customer, Fault, ModelCard, Prediction, Problem, Ready, Task
 
 # Every kind of problem: the end of its stable type, /problems/…, with its status and title.
 PROBLEMS = {
     "not-json": (HTTPStatus.BAD_REQUEST, "The body is not JSON"),
+    "too-large": (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The body is too large"),
+    "not-json-type": (HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "The body is not said to be JSON"),
     "unknown-task": (HTTPStatus.NOT_FOUND, "This id was never issued, or its life is over"),
+    "no-manifest": (HTTPStatus.NOT_FOUND, "Nothing is known of the model but its predictions"),
     "invalid-features": (HTTPStatus.UNPROCESSABLE_ENTITY, "These features are not those of a customer"),
     "overloaded": (HTTPStatus.TOO_MANY_REQUESTS, "Too many predictions wait"),
     "prediction-failed": (HTTPStatus.INTERNAL_SERVER_ERROR, "This customer can't be predicted"),
@@ -31,6 +39,7 @@ PROBLEMS = {
     "unavailable": (HTTPStatus.SERVICE_UNAVAILABLE, "The broker or the result store is away"),
     "not-ready": (HTTPStatus.SERVICE_UNAVAILABLE, "A prediction would not be computed now"),
 }
+PROBLEM = "application/problem+json"
 TRY_AGAIN = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
 RETRY_AFTER_S = "1"
 
@@ -51,10 +60,39 @@ def _is_no_probe(record: logging.LogRecord) -> bool:
     return not (isinstance(record.args, tuple) and record.args[2] in {"/livez", "/readyz"})
 
 
-def _documented(*kinds: str) -> dict[int | str, dict[str, Any]]:
-    """Return the problems that a route may answer, for OpenAPI."""
-    content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    return {PROBLEMS[kind][0]: {"description": PROBLEMS[kind][1], "content": content} for kind in kinds}
+Answers = dict[int | str, dict[str, Any]]  # as FastAPI wants them described for OpenAPI, by status
+HEADERS: dict[str, dict[str, Any]] = {
+    "Location": {"description": "Where to ask for the prediction.", "schema": {"type": "string"}},
+    "Retry-After": {"description": "Seconds to wait before the next request.", "schema": {"type": "integer"}},
+    "Cache-Control": {"description": "No answer is to be kept by a cache.", "schema": {"const": "no-store"}},
+}
+NOT_STORED: Answers = {HTTPStatus.OK: {"headers": {"Cache-Control": HEADERS["Cache-Control"]}}}
+PROCESSING: Answers = {HTTPStatus.ACCEPTED: {"model": Task, "description": "Not computed yet", "headers": HEADERS}}
+
+
+def _documented(*kinds: str) -> Answers:
+    """Return the problems that a route may answer, for OpenAPI: by status, with an example of each kind."""
+    answers: Answers = {}
+    for kind in kinds:
+        status, title = PROBLEMS[kind]
+        schema = {"$ref": "#/components/schemas/Problem"}
+        fresh = {
+            "description": title,
+            "headers": dict(NOT_STORED[200]["headers"]),
+            "content": {PROBLEM: {"schema": schema}},
+        }
+        answer = answers.setdefault(status, fresh)
+        if title not in answer["description"]:
+            answer["description"] += f"; or: {title}"
+        if status in TRY_AGAIN:
+            answer["headers"]["Retry-After"] = HEADERS["Retry-After"]
+        example = Problem(type=f"/problems/{kind}", title=title, status=status, detail=f"{title}.")
+        if kind == "invalid-features":
+            message = "Input should be greater than or equal to 16"
+            example.errors = [Fault(pointer="#/Customer_Age", code="greater_than_equal", message=message)]
+        examples = answer["content"][PROBLEM].setdefault("examples", {})
+        examples[kind] = {"value": example.model_dump(mode="json", exclude_none=True)}
+    return answers
 
 
 app = FastAPI(
@@ -63,14 +101,24 @@ app = FastAPI(
     "churn and keeps it until it is fetched.",
     lifespan=lifespan,
     redirect_slashes=False,
+    docs_url=None,  # see docs.py
+    redoc_url=None,
+    responses=_documented("internal-error"),
+    # Its records of refused bodies would repeat them, and asking at each request whether it is configured takes 3 µs.
+    telemetry={"tracing": False, "metrics": False, "logs": False},
 )
+app.router.route_class = JSONRoute
+add_docs(app)
 
 
 @app.post(
     "/churn/predict",
+    operation_id="predict_churn",
+    tags=["predictions"],
     status_code=HTTPStatus.ACCEPTED,
     response_model=Task,
-    responses=_documented("not-json", "invalid-features", "overloaded", "unavailable"),
+    responses=PROCESSING
+    | _documented("not-json", "too-large", "not-json-type", "invalid-features", "overloaded", "unavailable"),
 )
 async def predict(customer: Customer, request: Request) -> Response:
     """Queue a customer's prediction, and answer with its task id once the queue has confirmed that it keeps it."""
@@ -79,9 +127,13 @@ async def predict(customer: Customer, request: Request) -> Response:
 
 @app.get(
     "/churn/result/{task_id}",
+    operation_id="get_churn_result",
+    tags=["predictions"],
     response_model=Prediction,
-    responses={HTTPStatus.ACCEPTED: {"model": Task, "description": "Not computed yet"}}
-    | _documented("unknown-task", "prediction-failed", "unavailable"),
+    response_description="Computed",
+    responses=NOT_STORED
+    | PROCESSING
+    | _documented("unknown-task", "prediction-failed", "internal-error", "unavailable"),
 )
 async def result(task_id: str, request: Request) -> Response:
     """Fetch the prediction of a task id."""
@@ -100,13 +152,37 @@ async def result(task_id: str, request: Request) -> Response:
     return Response(prediction.model_dump_json(), media_type="application/json", headers={"Cache-Control": "no-store"})
 
 
-@app.get("/livez")
-async def livez() -> dict[str, str]:
+@app.get(
+    "/churn/model",
+    operation_id="get_churn_model",
+    tags=["model"],
+    response_model=ModelCard,
+    response_model_exclude_none=True,
+    response_description="What its manifest says",
+    responses=_documented("no-manifest"),
+)
+def model() -> Any:  # reads a file, so it gets a thread
+    """Describe the model that predicts: its version, its features as the training data has them, and its scores."""
+    try:
+        return read_manifest(settings.model_path)
+    except ArtifactMissing:
+        return _problem("no-manifest", "There is no manifest beside the model file.")
+
+
+@app.get("/livez", operation_id="get_liveness", tags=["operations"], response_description="Alive")
+async def livez() -> Alive:
     """Say that this process answers."""
-    return {"status": "alive"}
+    return Alive()
 
 
-@app.get("/readyz", responses=_documented("not-ready"))
+@app.get(
+    "/readyz",
+    operation_id="get_readiness",
+    tags=["operations"],
+    response_model=Ready,
+    response_description="Ready",
+    responses=NOT_STORED | _documented("not-ready"),
+)
 async def readyz() -> Response:
     """Say whether a prediction that is accepted now would be computed, and the state of each part."""
     parts = await readiness()
@@ -120,27 +196,35 @@ async def _unavailable(_request: Request, error: Unavailable) -> Response:
     return _problem("overloaded" if isinstance(error, Overloaded) else "unavailable", f"{error}.")
 
 
+@app.exception_handler(BadBody)
+async def _bad_body(_request: Request, error: BadBody) -> Response:
+    kinds: dict[type, str] = {BodyTooLarge: "too-large", NotJSONType: "not-json-type"}
+    return _problem(kinds.get(type(error), "not-json"), f"{error}.")
+
+
 @app.exception_handler(RequestValidationError)
 async def _invalid(_request: Request, error: RequestValidationError) -> Response:
     """Name every fault, and repeat no value: they are a customer's, and NaN could not even be encoded."""
-    faults = error.errors()
-    if any(fault["type"] == "json_invalid" for fault in faults):
-        return _problem("not-json", f"{faults[0]['ctx']['error']} at character {faults[0]['loc'][-1]}.")
     named = [
         Fault(
             pointer="/".join(["#", *map(str, fault["loc"][1:])]), code=fault["type"], message=fault["msg"]
         ).model_dump()
-        for fault in faults
+        for fault in error.errors()
     ]
     return _problem("invalid-features", "See errors.", errors=named)
 
 
 @app.exception_handler(HTTPException)
-async def _framework(_request: Request, error: HTTPException) -> Response:
+async def _framework(request: Request, error: HTTPException) -> Response:
     """Answer what the framework refuses by itself in the same form; `about:blank` says that the status says it all."""
     title = HTTPStatus(error.status_code).phrase
     body = {"type": "about:blank", "title": title, "status": error.status_code, "detail": error.detail}
-    return JSONResponse(body, error.status_code, error.headers, "application/problem+json")
+    headers = dict(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:  # the framework names those of the first route only
+        routes = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+        methods = {method for route in routes for method in getattr(route, "methods", None) or ("GET", "HEAD")}
+        headers["Allow"] = ", ".join(sorted(methods))
+    return JSONResponse(body, error.status_code, headers, PROBLEM)
 
 
 @app.exception_handler(Exception)
@@ -160,10 +244,19 @@ def _problem(kind: str, detail: str, **more: object) -> Response:
     if status in TRY_AGAIN:
         headers = {**headers, "Retry-After": RETRY_AFTER_S}
     body = {"type": f"/problems/{kind}", "title": title, "status": status, "detail": detail, **more}
-    return JSONResponse(body, status, headers, "application/problem+json")
+    return JSONResponse(body, status, headers, PROBLEM)
 
 
-# No route returns a Problem, so OpenAPI does not come to know its schema by itself.
-app.openapi()["components"]["schemas"] |= models_json_schema(
-    [(Problem, "serialization")], ref_template="#/components/schemas/{model}"
-)[1]["$defs"]
+def _correct(openapi: dict[str, Any]) -> None:
+    """Put in the schema of a problem, which no route returns; take out the framework's 422, which none answers."""
+    schemas = openapi["components"]["schemas"]
+    schemas |= models_json_schema([(Problem, "serialization")], ref_template="#/components/schemas/{model}")[1]["$defs"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    for operations in openapi["paths"].values():
+        for operation in operations.values():
+            if "application/json" in operation["responses"].get("422", {}).get("content", {}):
+                del operation["responses"]["422"]
+
+
+_correct(app.openapi())
