@@ -222,8 +222,8 @@ async def _framework(request: Request, error: HTTPException) -> Response:
     headers = dict(error.headers or {})
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:  # the framework names those of the first route only
         routes = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
-        methods = {method for route in routes for method in getattr(route, "methods", None) or ("GET", "HEAD")}
-        headers["Allow"] = ", ".join(sorted(methods))
+        methods = {method for route in routes for method in getattr(route, "methods", ())}
+        headers["Allow"] = ", ".join(sorted(methods or {"GET", "HEAD"}))  # no route: one of the files of /docs
     return JSONResponse(body, error.status_code, headers, PROBLEM)
 
 
