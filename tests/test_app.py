@@ -160,6 +160,11 @@ def test_what_is_wrong_with_the_json_is_said_without_repeating_it(service: Servi
     assert "secret" not in response.text
 
 
+@pytest.mark.parametrize("more", ['"\\ud800": 1', '"x": "\\ud800"', '"CLIENTNUM": 768805383', '"x": NaN', '"x": [{}]'])
+def test_whatever_other_fields_hold_is_ignored(service: Service, customer: dict[str, Any], more: str) -> None:
+    assert post(service, json.dumps(customer)[:-1] + f", {more}}}").status_code == 202
+
+
 @pytest.mark.parametrize("content_type", ["text/csv", "application/x-www-form-urlencoded", "json", "", None])
 def test_another_content_type_is_415(service: Service, customer: dict[str, Any], content_type: str | None) -> None:
     headers = {"content-type": content_type}
