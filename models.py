@@ -1,18 +1,46 @@
 """The API's schemas: a customer as the bank's data set describes one, and the answers. Not the ML model."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
 Count = Annotated[int, Field(ge=0, le=100_000)]
 Dollars = Annotated[float, Field(ge=0, le=100_000_000, allow_inf_nan=False)]
-Ratio = Annotated[float, Field(ge=0, le=10_000, allow_inf_nan=False)]
+Ratio = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
 
 
 class Customer(BaseModel):
     """The 19 features of a customer, as BankChurners.csv has them; other fields are ignored."""
 
-    model_config = ConfigDict(strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        strict=True,
+        use_attribute_docstrings=True,
+        json_schema_extra={
+            "examples": [
+                {
+                    "Customer_Age": 45,
+                    "Gender": "M",
+                    "Dependent_count": 3,
+                    "Education_Level": "High School",
+                    "Marital_Status": "Married",
+                    "Income_Category": "$60K - $80K",
+                    "Card_Category": "Blue",
+                    "Months_on_book": 39,
+                    "Total_Relationship_Count": 5,
+                    "Months_Inactive_12_mon": 1,
+                    "Contacts_Count_12_mon": 3,
+                    "Credit_Limit": 12691,
+                    "Total_Revolving_Bal": 777,
+                    "Avg_Open_To_Buy": 11914,
+                    "Total_Amt_Chng_Q4_Q1": 1.335,
+                    "Total_Trans_Amt": 1144,
+                    "Total_Trans_Ct": 42,
+                    "Total_Ct_Chng_Q4_Q1": 1.625,
+                    "Avg_Utilization_Ratio": 0.061,
+                }
+            ]
+        },
+    )
 
     Customer_Age: Annotated[int, Field(ge=16, le=120)]
     """Years."""
@@ -36,8 +64,8 @@ class Customer(BaseModel):
     Credit_Limit: Dollars
     Total_Revolving_Bal: Dollars
     """Balance carried over from month to month, in US dollars."""
-    Avg_Open_To_Buy: Dollars
-    """Credit still open, averaged over the last 12 months, in US dollars."""
+    Avg_Open_To_Buy: Annotated[float, Field(ge=-100_000_000, le=100_000_000, allow_inf_nan=False)]
+    """Credit still open, averaged over the last 12 months, in US dollars; below 0 is over the limit."""
     Total_Amt_Chng_Q4_Q1: Ratio
     """Amount of the transactions of the fourth quarter over that of the first."""
     Total_Trans_Amt: Dollars
@@ -49,9 +77,25 @@ class Customer(BaseModel):
     Avg_Utilization_Ratio: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
     """Share of the credit limit in use; above 1 is over the limit."""
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _take_whole_numbers_as_integers(cls, value: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
+        """Take 45.0 as JSON Schema does. Only who sends it pays for it: a validator for each field doubles the cost."""
+        try:
+            return validate(value)
+        except ValidationError:
+            if not isinstance(value, dict):
+                raise
+            whole = {name: int(x) for name, x in value.items() if isinstance(x, float) and x.is_integer()}
+            return validate(value | whole)
+
 
 class Task(BaseModel):
     """A prediction that is not there yet."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"task_id": "5f0c2e5e-6b0e-4f7e-9a43-0f4c1b1c8a57", "status": "Processing"}]}
+    )
 
     task_id: str
     status: Literal["Processing"] = "Processing"
@@ -60,7 +104,19 @@ class Task(BaseModel):
 class Prediction(BaseModel):
     """A prediction."""
 
-    model_config = ConfigDict(use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        use_attribute_docstrings=True,
+        json_schema_extra={
+            "examples": [
+                {
+                    "task_id": "5f0c2e5e-6b0e-4f7e-9a43-0f4c1b1c8a57",
+                    "status": "Success",
+                    "probability": 0.0003718108139585349,
+                    "model_version": "67f72bbc6b26",
+                }
+            ]
+        },
+    )
 
     task_id: str
     status: Literal["Success"] = "Success"
@@ -70,26 +126,117 @@ class Prediction(BaseModel):
     """Of the model that computed it."""
 
 
-class Fault(BaseModel):
-    """One thing that is wrong with a request's body; the value itself is never repeated."""
+class Feature(BaseModel):
+    """One of the model's features, as the training data has it; a value beyond its range is predicted all the same."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
-    pointer: str
-    """Where, as a JSON pointer (RFC 6901)."""
-    code: str
-    message: str
+    name: str
+    type: Literal["integer", "number", "category"]
+    categories: list[str] | None = None
+    """Of a category: those that were seen in training."""
+    minimum: float | None = None
+    """Of a number: the least that was seen in training."""
+    maximum: float | None = None
+    """Of a number: the greatest that was seen in training."""
 
 
-class Problem(BaseModel):
-    """An error (RFC 9457)."""
+class Training(BaseModel):
+    """What the model was made from."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
-    type: str
-    """Which kind, as a stable URI reference; the README describes each."""
-    title: str
-    status: int
+    data_sha256: str
+    """SHA-256 of the data file."""
+    rows: int | None = None
+    rows_fitted: int | None = None
+    """Rows that the model has seen."""
+    rows_scored: int | None = None
+    """Rows held out, by which it was scored."""
+
+
+class ModelCard(BaseModel):
+    """The model that predicts, as its manifest describes it; what the manifest does not say is left out."""
+
+    model_config = ConfigDict(
+        use_attribute_docstrings=True,
+        json_schema_extra={
+            "examples": [
+                {
+                    "name": "churn",
+                    "version": "67f72bbc6b26",
+                    "created": "2026-11-22",
+                    "sha256": "67f72bbc6b2659040013829da344240aa406e608a923971d4e50e36b8eff1843",
+                    "features": [
+                        {"name": "Customer_Age", "type": "integer", "minimum": 26, "maximum": 73},
+                        {"name": "Gender", "type": "category", "categories": ["F", "M"]},
+                    ],
+                    "training": {
+                        "data_sha256": "758ec415de20d06fe86f6b1d8f3dbff9e11e5cce98e54dab30e86b9d9b3467d5",
+                        "rows": 10127,
+                        "rows_fitted": 8101,
+                        "rows_scored": 2026,
+                    },
+                    "scores": {"roc_auc": 0.996541, "brier": 0.015702},
+                    "threshold": 0.5,
+                }
+            ]
+        },
+    )
+
+    name: str
+    version: str
+    """As in each prediction's `model_version`."""
+    created: str | None = None
+    """The day when it was made."""
+    sha256: str
+    """Of the model file."""
+    features: list[Feature]
+    """In the order of the training data."""
+    training: Training | None = None
+    scores: dict[str, float] | None = None
+    """How good it was on the rows held out."""
+    threshold: float | None = None
+    """The probability from which on a customer counted as churning for those scores that need a yes or a no."""
+
+
+class Alive(BaseModel):
+    """The process answers."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"status": "alive"}]})
+
+    status: Literal["alive"] = "alive"
+
+
+class Sign(BaseModel):
+    """What a worker says of itself."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    model: Literal["loaded", "not loaded yet", "failed"]
     detail: str
-    errors: list[Fault] | None = None
-    """Every fault of the body."""
+    """The model's version, or why it failed."""
+
+
+class Ready(BaseModel):
+    """Each part of the service works."""
+
+    model_config = ConfigDict(
+        use_attribute_docstrings=True,
+        json_schema_extra={
+            "examples": [
+                {
+                    "status": "ready",
+                    "broker": "up",
+                    "result_store": "up",
+                    "workers": {"celery@host": {"model": "loaded", "detail": "67f72bbc6b26"}},
+                }
+            ]
+        },
+    )
+
+    status: Literal["ready"]
+    broker: Literal["up"]
+    result_store: Literal["up"]
+    workers: dict[str, Sign]
+    """Each live worker by its name."""

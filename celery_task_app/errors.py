@@ -6,6 +6,10 @@ ChurnServiceError
 │   ├── ArtifactMissing         no file
 │   ├── ArtifactCorrupt         truncated, tampered with, or not a model
 │   └── VersionMismatch         made with other versions of its libraries
+├── BadBody                   a request's body can't be read
+│   ├── BodyTooLarge            longer than allowed
+│   ├── NotJSON                 its syntax or its encoding is wrong
+│   └── NotJSONType             it is said to be something else
 ├── PredictionError           this customer can't be predicted; others can
 │   ├── FeatureMismatch         a feature that the pipeline was trained on is missing
 │   ├── InvalidPrediction       the model's answer is not a probability
@@ -45,6 +49,22 @@ class ArtifactCorrupt(ModelError):
 
 class VersionMismatch(ModelError):
     """The installed libraries are not the versions that the model was made with."""
+
+
+class BadBody(ChurnServiceError):
+    """The body of a request can't be read."""
+
+
+class BodyTooLarge(BadBody):
+    """The body is longer than its route reads."""
+
+
+class NotJSON(BadBody):
+    """The body is not a JSON text (RFC 8259), or one whose meaning is anyone's guess."""
+
+
+class NotJSONType(BadBody):
+    """The request says that its body is not JSON, or not what it is."""
 
 
 class PredictionError(ChurnServiceError):

@@ -47,5 +47,8 @@ class Settings(BaseSettings):
     waiting_room: int = Field(default=4_096, ge=1)
     """Most customers that wait in one API process to be published; beyond it the answer is 429."""
 
+    body_max_bytes: int = Field(default=16_384, ge=1_024)
+    """Longest body of `POST /churn/predict`, in bytes; beyond it the answer is 413."""
+
 
 settings = Settings()

@@ -27,6 +27,16 @@ def test_every_customer_of_the_real_data_is_valid() -> None:
             Customer.model_validate({name: convert[kind](row[name]) for name, kind in kinds.items()})
 
 
+def test_a_whole_number_is_an_integer_however_it_is_written(customer: dict[str, Any]) -> None:
+    valid = Customer.model_validate({**customer, "Customer_Age": 45.0, "Credit_Limit": 12691.0})
+    assert repr(valid.Customer_Age) == "45"
+    assert repr(valid.Credit_Limit) == "12691.0"
+
+
+def test_the_credit_left_may_be_below_zero(customer: dict[str, Any]) -> None:
+    Customer.model_validate({**customer, "Avg_Open_To_Buy": -100.5, "Avg_Utilization_Ratio": 1.1})
+
+
 def test_other_fields_are_ignored(customer: dict[str, Any]) -> None:
     assert Customer.model_validate({**customer, "CLIENTNUM": 768805383}).model_dump() == customer
 
@@ -38,6 +48,9 @@ def test_other_fields_are_ignored(customer: dict[str, Any]) -> None:
         ("Customer_Age", "45"),
         ("Customer_Age", 45.5),
         ("Customer_Age", -1),
+        ("Customer_Age", -1.0),
+        ("Customer_Age", float("nan")),
+        ("Customer_Age", float("inf")),
         ("Customer_Age", None),
         ("Gender", "X"),
         ("Income_Category", "$1M +"),

@@ -10,7 +10,7 @@ import joblib
 import pandas as pd
 import pytest
 
-from app import PROBLEMS
+from celery_task_app.problems import PROBLEMS
 from celery_task_app.settings import Settings
 from tests.processes import ROOT, Service, until
 from tests.test_launch import Tree
