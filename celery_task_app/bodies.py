@@ -40,7 +40,7 @@ class _ParsedRequest(Request):
 
 
 async def chunks(request: Request, most_bytes: int) -> AsyncIterator[bytes]:
-    """Yield the body as it comes. The framework's own max_body_size answers plain text where Content-Length says so.
+    """Yield the body as it comes; the framework's max_body_size answers plain text if Content-Length is over it.
 
     Raises:
         BodyTooLarge: Content-Length says so, or so much has come.

@@ -32,7 +32,7 @@ def add_docs(app: FastAPI) -> None:
         "X-Content-Type-Options": "nosniff",
     }
 
-    @app.get("/docs", include_in_schema=False)
+    @app.api_route("/docs", methods=["GET", "HEAD"], include_in_schema=False)
     async def docs() -> HTMLResponse:
         return HTMLResponse(page, headers=headers)
 

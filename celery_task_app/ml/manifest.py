@@ -20,7 +20,7 @@ def read_manifest(model: Path) -> dict[str, Any]:
         return _read(path, path.stat().st_mtime_ns)
     except FileNotFoundError as error:
         raise ArtifactMissing(f"No manifest at {path}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise ArtifactCorrupt(f"Manifest {path} is damaged ({error!r}): restore it or train again") from error
 
 
