@@ -93,3 +93,48 @@ class Problem(BaseModel):
     detail: str
     errors: list[Fault] | None = None
     """Every fault of the body."""
+
+
+class RefusedRow(BaseModel):
+    """A row of a batch that is not a customer."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    row: int
+    """Its place among the rows sent, from 0."""
+    line: int | None = None
+    """Where it begins in a CSV file, from 1."""
+    errors: list[Fault]
+
+
+class AcceptedBatch(BaseModel):
+    """A batch that was accepted."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    batch_id: str
+    status: Literal["Processing"] = "Processing"
+    total: int
+    """Rows that will be scored."""
+    refused: int
+    """Rows that are not customers, and will not."""
+    rows: list[RefusedRow]
+    """The first hundred of those."""
+
+
+class Batch(BaseModel):
+    """How far a batch is."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    batch_id: str
+    status: Literal["Processing", "Success"]
+    """Success when every row has ended, whatever became of it."""
+    total: int
+    """Rows that it has, those that were refused not counted."""
+    done: int
+    """Rows that have ended, those that failed among them."""
+    failed: int
+    """Rows that can't be predicted."""
+    model_version: str | None
+    """Of the model that computed the last of them; null before the first."""

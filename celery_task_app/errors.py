@@ -10,11 +10,17 @@ ChurnServiceError
 │   ├── FeatureMismatch         a feature that the pipeline was trained on is missing
 │   ├── InvalidPrediction       the model's answer is not a probability
 │   └── TooManyAttempts         every attempt lost its process or ran out of time
+├── BatchError                a batch can't be taken as it was sent
+│   ├── MalformedBatch          not the CSV or JSON that it should be
+│   ├── BatchTooLarge           more bytes or rows than a batch may have
+│   └── RowsRefused             rows that are not customers
 └── Unavailable               nothing is wrong with the request: try again later
     ├── BrokerUnavailable       the queue did not confirm
     ├── ResultStoreUnavailable  the results can't be read or written
     └── Overloaded              more waits than this process or the queue takes
 """
+
+from collections.abc import Sequence
 
 
 class ChurnServiceError(Exception):
@@ -55,6 +61,27 @@ class InvalidPrediction(PredictionError):
 
 class TooManyAttempts(PredictionError):
     """The process was lost, or its time was up, at every attempt to predict this customer."""
+
+
+class BatchError(ChurnServiceError):
+    """A batch can't be taken as it was sent."""
+
+
+class MalformedBatch(BatchError):
+    """The body is not the CSV or JSON that it should be."""
+
+
+class BatchTooLarge(BatchError):
+    """The body has more bytes, or more rows, than a batch may have."""
+
+
+class RowsRefused(BatchError):
+    """Rows of it are not customers: `count` of them, the first of which are `listed`."""
+
+    def __init__(self, message: str, count: int, listed: Sequence[object]) -> None:
+        super().__init__(message)
+        self.count = count
+        self.listed = listed
 
 
 class Unavailable(ChurnServiceError):

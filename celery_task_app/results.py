@@ -97,7 +97,7 @@ class ResultStore:
 
     def mark_queued(self, task_ids: Sequence[str]) -> None:
         """Make the ids known, in one round trip; an id that has a state keeps it."""
-        with _store_errors(), self._client.pipeline(transaction=False) as pipeline:
+        with store_errors(), self._client.pipeline(transaction=False) as pipeline:
             for task_id in task_ids:
                 marker = _encode(task_id, State.QUEUED, None, date_done=None)
                 pipeline.set(_key(task_id), marker, nx=True, ex=settings.result_ttl_s)
@@ -105,7 +105,7 @@ class ResultStore:
 
     def forget(self, task_ids: Sequence[str]) -> None:
         """Take the ids back: they were never accepted."""
-        with _store_errors():
+        with store_errors():
             self._client.unlink(*map(_key, task_ids))
 
     def finished(self, task_ids: Sequence[str]) -> set[str]:
@@ -113,7 +113,7 @@ class ResultStore:
 
         An id without any state is not among them: the store may have lost it, its prediction is still owed.
         """
-        with _store_errors():
+        with store_errors():
             stored = cast("list[bytes | None]", self._client.mget(list(map(_key, task_ids))))
         return {
             task_id
@@ -132,7 +132,7 @@ class ResultStore:
         if outcomes:
             now = datetime.now(UTC).isoformat()
             values = [_outcome(task_id, outcome, model_version, now) for task_id, outcome in outcomes.items()]
-            with _store_errors():
+            with store_errors():
                 self._store(list(map(_key, outcomes)), [_QUEUED_PREFIX, settings.result_ttl_s, *values])
 
 
@@ -184,7 +184,7 @@ _key = app.backend.get_key_for_task
 
 
 @contextmanager
-def _store_errors() -> Iterator[None]:
+def store_errors() -> Iterator[None]:
     """Whatever the result store has against a call is ResultStoreUnavailable."""
     try:
         yield

@@ -35,5 +35,14 @@ class Settings(BaseSettings):
     waiting_room: int = Field(default=4_096, ge=1)
     """Most customers that wait in one API process to be published; beyond it the answer is 429."""
 
+    batch_max_bytes: int = Field(default=67_108_864, ge=1)
+    """Most bytes that the body of a batch may have."""
+
+    batch_max_rows: int = Field(default=200_000, ge=1)
+    """Most customers that a batch may have."""
+
+    batch_chunk_rows: int = Field(default=1_000, ge=1, le=5_000)
+    """Customers that one message of a batch carries; a single prediction waits for two of these at most."""
+
 
 settings = Settings()
