@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from celery_task_app.batches import BatchReader
 from celery_task_app.errors import (
@@ -298,6 +299,11 @@ async def _no_such_batch(_request: Request, error: BatchError) -> Response:
             rows = [_refused(row).model_dump(exclude_none=True) for row in error.listed if isinstance(row, Refused)]
             return _problem("invalid-rows", f"{error}.", refused=error.count, rows=rows)
     return _problem("malformed-batch", f"{error}.")
+
+
+@app.exception_handler(ClientDisconnect)
+async def _gone(_request: Request, _error: ClientDisconnect) -> Response:
+    return Response(status_code=HTTPStatus.BAD_REQUEST)  # nobody hears it: the client went before its batch had ended
 
 
 @app.exception_handler(RequestValidationError)

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import psutil
 import pytest
 import requests
 
+from app import app
 from celery_task_app.batches import BatchStore
 from celery_task_app.errors import InvalidPrediction
 from celery_task_app.submission import Publisher
@@ -432,6 +434,28 @@ def test_a_publish_that_fails_half_way_takes_the_batch_back(here: Servers, rows:
     (batch,) = set(store._client.scan_iter("churn:batch:*")) - before
     assert store._client.hget(batch, "state") == b"deleted"
     assert len(sent) == 2
+
+
+def test_a_client_that_goes_before_the_end_leaves_nothing(service: Service, here: Servers, customer: Row) -> None:
+    client = BatchStore()._client
+    before = set(client.scan_iter("churn:batch:*"))
+    with socket.create_connection(("127.0.0.1", service.port), timeout=5) as connection:
+        head = "POST /churn/batches HTTP/1.1\r\nHost: x\r\nContent-Type: text/csv\r\nContent-Length: 100000\r\n\r\n"
+        connection.sendall((head + as_csv([customer] * 10)).encode())
+    assert service.answers("/livez")
+    ended(accepted(service, [customer]))
+    assert len(set(client.scan_iter("churn:batch:*")) - before) == 2  # those of the last batch
+    assert "Traceback" not in service.api.text()
+
+
+def test_openapi_documents_each_answer_about_batches() -> None:
+    paths = app.openapi()["paths"]
+    one, results = paths["/churn/batches/{batch_id}"], paths["/churn/batches/{batch_id}/results"]["get"]["responses"]
+    assert {"202", "400", "413", "415", "422", "429", "503"} <= set(paths["/churn/batches"]["post"]["responses"])
+    assert {"200", "202", "404", "410", "503"} <= set(one["get"]["responses"])
+    assert {"204", "404", "503"} <= set(one["delete"]["responses"])
+    assert {"200", "202", "404", "406", "410", "503"} <= set(results)
+    assert {"text/csv", "application/json", "application/x-ndjson"} == set(results["200"]["content"])
 
 
 def test_a_customers_values_are_in_no_log(service: Service, customer: Row) -> None:

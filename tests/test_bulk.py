@@ -11,7 +11,7 @@ import pytest
 import requests
 
 from tests.conftest import DATA
-from tests.processes import ROOT, Service
+from tests.processes import ROOT, Service, until
 from tests.test_batches import Row, as_csv, ended, post, scored
 
 
@@ -59,6 +59,15 @@ def test_100_000_rows_hold_up_nobody(service: Service, customer: Row, tmp_path: 
     assert lives[int(len(lives) * 0.95)] < 0.05, figures
     assert max(singles) < 1, figures
     assert most - before < 50 * 2**20, figures
+
+
+def test_a_result_store_that_is_away_for_a_while_costs_no_row(service: Service, customer: Row) -> None:
+    where = f"{service.url}{post(service, large(customer, 50_000)).headers['location']}"
+    until(lambda: requests.get(where, timeout=5).json()["done"] > 0)
+    with service.servers.store.paused():
+        assert requests.get(where, timeout=5).status_code == 503
+    assert ended(where, within_s=60)["failed"] == 0
+    assert len(scored(where)) == 50_000
 
 
 def test_the_benchmark_of_batches_runs(service: Service, customer: Row, tmp_path: Path) -> None:
