@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
+from celery_task_app.problems import Fault
+
 Count = Annotated[int, Field(ge=0, le=100_000)]
 Dollars = Annotated[float, Field(ge=0, le=100_000_000, allow_inf_nan=False)]
 Ratio = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
@@ -240,3 +242,75 @@ class Ready(BaseModel):
     result_store: Literal["up"]
     workers: dict[str, Sign]
     """Each live worker by its name."""
+
+
+class RefusedRow(BaseModel):
+    """A row of a batch that is not a customer."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    row: int
+    """Its place among the rows sent, from 0."""
+    line: int | None = None
+    """Where it begins in a CSV file, from 1."""
+    errors: list[Fault]
+
+
+class AcceptedBatch(BaseModel):
+    """A batch that was accepted."""
+
+    model_config = ConfigDict(
+        use_attribute_docstrings=True,
+        json_schema_extra={
+            "examples": [
+                {
+                    "batch_id": "0b8fe54a-80f5-4af5-8e7c-a64ab140b30b",
+                    "status": "Processing",
+                    "total": 10127,
+                    "refused": 0,
+                    "rows": [],
+                }
+            ]
+        },
+    )
+
+    batch_id: str
+    status: Literal["Processing"] = "Processing"
+    total: int
+    """Rows that will be scored."""
+    refused: int
+    """Rows that are not customers, and will not."""
+    rows: list[RefusedRow]
+    """The first hundred of those."""
+
+
+class Batch(BaseModel):
+    """How far a batch is."""
+
+    model_config = ConfigDict(
+        use_attribute_docstrings=True,
+        json_schema_extra={
+            "examples": [
+                {
+                    "batch_id": "0b8fe54a-80f5-4af5-8e7c-a64ab140b30b",
+                    "status": "Success",
+                    "total": 10127,
+                    "done": 10127,
+                    "failed": 0,
+                    "model_version": "67f72bbc6b26",
+                }
+            ]
+        },
+    )
+
+    batch_id: str
+    status: Literal["Processing", "Success"]
+    """Success when every row has ended, whatever became of it."""
+    total: int
+    """Rows that it has, those that were refused not counted."""
+    done: int
+    """Rows that have ended, those that failed among them."""
+    failed: int
+    """Rows that can't be predicted."""
+    model_version: str | None
+    """Of the model that computed the last of them; null before the first."""

@@ -20,11 +20,17 @@ ChurnServiceError
 ├── IdempotencyError          the Idempotency-Key can't be honoured
 │   ├── KeyReused               it stands for another body
 │   └── KeyInUse                the request that it was first sent with is still being accepted
+├── BatchError                a batch can't be taken as it was sent
+│   ├── MalformedBatch          not the CSV or JSON that it should be
+│   ├── BatchTooLarge           more bytes or rows than a batch may have
+│   └── RowsRefused             rows that are not customers
 └── Unavailable               nothing is wrong with the request: try again later
     ├── BrokerUnavailable       the queue did not confirm
     ├── ResultStoreUnavailable  the results can't be read or written
     └── Overloaded              more waits than this process or the queue takes
 """
+
+from collections.abc import Sequence
 
 
 class ChurnServiceError(Exception):
@@ -105,6 +111,27 @@ class KeyReused(IdempotencyError):
 
 class KeyInUse(IdempotencyError):
     """The request that it was first sent with is still being accepted."""
+
+
+class BatchError(ChurnServiceError):
+    """A batch can't be taken as it was sent."""
+
+
+class MalformedBatch(BatchError):
+    """The body is not the CSV or JSON that it should be."""
+
+
+class BatchTooLarge(BatchError):
+    """The body has more bytes, or more rows, than a batch may have."""
+
+
+class RowsRefused(BatchError):
+    """Rows of it are not customers: `count` of them, the first of which are `listed`."""
+
+    def __init__(self, message: str, count: int, listed: Sequence[object]) -> None:
+        super().__init__(message)
+        self.count = count
+        self.listed = listed
 
 
 class Unavailable(ChurnServiceError):

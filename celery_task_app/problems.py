@@ -13,6 +13,8 @@ from starlette.routing import Match
 
 from celery_task_app.errors import (
     BadBody,
+    BatchError,
+    BatchTooLarge,
     BodyTooLarge,
     ChurnServiceError,
     IdempotencyError,
@@ -25,14 +27,21 @@ from celery_task_app.errors import (
 # The end of each stable type, /problems/…, with its status and title.
 PROBLEMS = {
     "not-json": (HTTPStatus.BAD_REQUEST, "The body is not JSON"),
+    "malformed-batch": (HTTPStatus.BAD_REQUEST, "The body is not a batch"),
     "bad-header": (HTTPStatus.BAD_REQUEST, "A header makes no sense"),
     "unknown-task": (HTTPStatus.NOT_FOUND, "This id was never issued, or its life is over"),
+    "unknown-batch": (HTTPStatus.NOT_FOUND, "This batch was never accepted, or its life is over"),
+    "not-acceptable": (HTTPStatus.NOT_ACCEPTABLE, "Results are written as NDJSON, JSON or CSV"),
     "no-manifest": (HTTPStatus.NOT_FOUND, "Nothing is known of the model but its predictions"),
     "idempotency-key-in-use": (HTTPStatus.CONFLICT, "The first request with this key is still being accepted"),
     "deleted": (HTTPStatus.GONE, "This prediction was deleted"),
     "expired": (HTTPStatus.GONE, "This prediction was not computed within its deadline"),
+    "batch-deleted": (HTTPStatus.GONE, "This batch was deleted"),
+    "batch-too-large": (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "A batch may not be that large"),
     "too-large": (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The body is too large"),
     "not-json-type": (HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "The body is not said to be JSON"),
+    "unsupported-media-type": (HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "A batch is CSV or JSON"),
+    "invalid-rows": (HTTPStatus.UNPROCESSABLE_ENTITY, "Rows of this batch are not customers"),
     "invalid-features": (HTTPStatus.UNPROCESSABLE_ENTITY, "These features are not those of a customer"),
     "idempotency-key-reused": (HTTPStatus.UNPROCESSABLE_ENTITY, "This key was sent with another body"),
     "overloaded": (HTTPStatus.TOO_MANY_REQUESTS, "Too many predictions wait"),
@@ -154,6 +163,8 @@ async def _expected(_request: Request, error: ChurnServiceError) -> Response:
         (BodyTooLarge, "too-large"),
         (NotJSONType, "not-json-type"),
         (BadBody, "not-json"),
+        (BatchTooLarge, "batch-too-large"),
+        (BatchError, "malformed-batch"),
     )
     for type_, kind in kinds:
         if isinstance(error, type_):

@@ -123,7 +123,7 @@ class ResultStore:
         Args:
             deadlines: by task id, when it expires, in seconds since the epoch.
         """
-        with _store_errors(), self._client.pipeline(transaction=False) as pipeline:
+        with store_errors(), self._client.pipeline(transaction=False) as pipeline:
             for task_id, deadline in deadlines.items():
                 marker = _encode(task_id, State.QUEUED, None, date_done=None, deadline=deadline)
                 life_s = math.ceil(deadline - time.time()) + settings.result_ttl_s
@@ -132,7 +132,7 @@ class ResultStore:
 
     def forget(self, task_ids: Sequence[str]) -> None:
         """Take the ids back: they were never accepted."""
-        with _store_errors():
+        with store_errors():
             self._client.unlink(*map(key_of, task_ids))
 
     def look_up(self, task_ids: Sequence[str]) -> dict[str, Prediction | None]:
@@ -140,7 +140,7 @@ class ResultStore:
 
         None is an id without any state: the store may have lost it, and its prediction is still owed.
         """
-        with _store_errors():
+        with store_errors():
             values = cast("list[bytes | None]", self._client.mget(list(map(key_of, task_ids))))
         known = (None if value is None else decode(value) for value in values)
         return dict(zip(task_ids, known, strict=True))
@@ -155,7 +155,7 @@ class ResultStore:
         if outcomes:
             now = _now()
             values = [_outcome(task_id, outcome, model_version, now) for task_id, outcome in outcomes.items()]
-            with _store_errors():
+            with store_errors():
                 self._store(list(map(key_of, outcomes)), [_QUEUED_PREFIX, settings.result_ttl_s, *values])
 
 
@@ -237,7 +237,7 @@ key_of = app.backend.get_key_for_task
 
 
 @contextmanager
-def _store_errors() -> Iterator[None]:
+def store_errors() -> Iterator[None]:
     """Whatever the result store has against a call is ResultStoreUnavailable."""
     try:
         yield

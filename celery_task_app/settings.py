@@ -50,5 +50,14 @@ class Settings(BaseSettings):
     body_max_bytes: int = Field(default=16_384, ge=1_024)
     """Longest body of `POST /churn/predict`, in bytes; beyond it the answer is 413."""
 
+    batch_max_bytes: int = Field(default=67_108_864, ge=1)
+    """Most bytes that the body of a batch may have."""
+
+    batch_max_rows: int = Field(default=200_000, ge=1)
+    """Most customers that a batch may have."""
+
+    batch_chunk_rows: int = Field(default=1_000, ge=1, le=5_000)
+    """Customers that one message of a batch carries; a single prediction waits for two of these at most."""
+
 
 settings = Settings()

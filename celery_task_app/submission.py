@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from amqp.exceptions import MessageNacked
-from kombu import Connection, Producer
+from kombu import Connection, Producer, Queue
 from kombu.exceptions import OperationalError
 
 from celery_task_app.errors import BrokerUnavailable, Overloaded, ResultStoreUnavailable, Unavailable
@@ -67,28 +67,36 @@ class Publisher:
             Overloaded: the queue is full.
             BrokerUnavailable: no confirm. The broker may have the message all the same; predicting it is harmless.
         """
+        task_id = next(iter(customers)) if len(customers) == 1 else None
+        self.send(PREDICT_TASK, PREDICTIONS, {"customers": customers}, retries, task_id)
+
+    def send(
+        self, task: str, to: Queue, kwargs: Mapping[str, object], retries: int = 0, task_id: str | None = None
+    ) -> None:
+        """Return when the broker has a task's message; the arguments are Celery's. Raises as publish does."""
         # A connection that was left idle may be dead without knowing: what fails on it is tried on a fresh one.
         was_open = self._producer is not None
         try:
-            self._send(customers, retries)
+            self._send(task, to, kwargs, retries, task_id)
         except (OperationalError, *self._connection.connection_errors, *self._connection.channel_errors) as error:
             if isinstance(error.__cause__, MessageNacked):
                 raise Overloaded("the queue is full") from error
             self.close()
             if not was_open:
                 raise BrokerUnavailable(f"the broker did not confirm: {error!r}") from error
-            self.publish(customers, retries)
+            self.send(task, to, kwargs, retries, task_id)
 
-    def _send(self, customers: Mapping[str, Features], retries: int) -> None:
+    def _send(self, task: str, to: Queue, kwargs: Mapping[str, object], retries: int, task_id: str | None) -> None:
         if self._producer is None:
             self._producer = Producer(self._connection.channel(), auto_declare=False)
         app.send_task(
-            PREDICT_TASK,
-            kwargs={"customers": customers},
-            task_id=next(iter(customers)) if len(customers) == 1 else str(uuid.uuid4()),
+            task,
+            kwargs=kwargs,
+            task_id=task_id or str(uuid.uuid4()),
+            queue=to,
             retries=retries,
             producer=self._producer,
-            declare=[PREDICTIONS, DEAD],
+            declare=[to, DEAD],
             retry=False,  # publish() does that, in bounded time
             mandatory=True,  # RabbitMQ refuses what no queue would take
             confirm_timeout=_STEP_S,

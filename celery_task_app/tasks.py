@@ -39,12 +39,13 @@ from celery_task_app.worker import DEAD, PREDICT_TASK, app
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+Id = TypeVar("Id", str, int)  # a task id, or a row of a batch
 
-_MAX_RETRIES = 3  # four attempts for each customer
+MAX_RETRIES = 3  # four attempts for each customer
 
 # Seconds from the start of a message that the result store is asked again if it does not answer: the last try may take
 # another 2.5, and the soft time limit is 5.
-_STORE_PATIENCE_S = 2
+STORE_PATIENCE_S = 2
 
 
 class PredictRequest(Request):
@@ -56,15 +57,15 @@ class PredictRequest(Request):
         Celery's own answer would be to repeat the message whole (a lost process), or to give it up and leave its ids
         without a result (the time limits, any other error).
         """
-        error, customers = exc_info.exception, self.kwargs.get("customers")
+        error, kwargs = exc_info.exception, self.kwargs
         ended = self._already_cancelled or self._already_revoked or worker_state.should_terminate
-        if ended or isinstance(error, Reject | Ignore | Retry) or not isinstance(customers, dict):
+        if ended or isinstance(error, Reject | Ignore | Retry) or not self.task.makes_sense(kwargs):
             super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
             return
-        logger.error("attempt lost message=%s customers=%d error=%r", self.id, len(customers), error)
+        logger.error("attempt lost message=%s error=%r", self.id, error)
         worker_state.task_ready(self)
         try:
-            send_apart(customers, self._context.retries + 1)
+            self.task.send_apart(kwargs, self._context.retries + 1)
         except Unavailable as unavailable:
             logger.warning("message goes back to the queue message=%s reason=%s", self.id, unavailable)
             self.reject(requeue=True)
@@ -89,6 +90,26 @@ class PredictTask(Task):
             time.sleep(1)  # a message that comes back at once uses up its deliveries
             raise Reject(str(error), requeue=True) from error
 
+    @staticmethod
+    def makes_sense(kwargs: Mapping[str, Any]) -> bool:
+        """Tell whether a message's arguments hold customers that can be sent again."""
+        return isinstance(kwargs.get("customers"), dict)
+
+    def send_apart(self, kwargs: Mapping[str, Any], retries: int) -> None:
+        """Send each customer in a message of its own, or store the failure of all if they were tried often enough.
+
+        Raises:
+            Unavailable: the broker, or the result store, did not take it.
+        """
+        customers = kwargs["customers"]
+        if retries > MAX_RETRIES:
+            logger.error("given up task_ids=%s", ",".join(customers))
+            ResultStore().store(dict.fromkeys(customers, given_up(retries)))
+            return
+        with closing(Publisher()) as publisher:
+            for task_id, customer in customers.items():
+                publisher.publish({task_id: customer}, retries)
+
     def load_model(self) -> None:
         """Load the model into this process, or tell the worker to stop: another may have a model that works.
 
@@ -96,7 +117,7 @@ class PredictTask(Task):
             ModelError: the model can't be used.
         """
         try:
-            self.model = ChurnModel(settings.model_path)
+            PredictTask.model = ChurnModel(settings.model_path)  # one for every task of the process
         except ModelError as error:
             this_worker.model_failed(error)
             os.kill(this_worker.pid, signal.SIGTERM)
@@ -114,8 +135,8 @@ class PredictTask(Task):
         Raises:
             ResultStoreUnavailable: the store was away for longer than a message may wait.
         """
-        deadline = time.monotonic() + _STORE_PATIENCE_S
-        known = _patiently(deadline, lambda: self.store.look_up(list(customers)))
+        deadline = time.monotonic() + STORE_PATIENCE_S
+        known = patiently(deadline, lambda: self.store.look_up(list(customers)))
         outcomes: dict[str, Outcome] = {}
         owed: dict[str, Features] = {}
         for task_id, prediction in known.items():
@@ -124,8 +145,8 @@ class PredictTask(Task):
             elif prediction is None or prediction.is_queued:
                 owed[task_id] = customers[task_id]
         if owed:
-            outcomes |= _outcomes(self.model, owed)
-        _patiently(deadline, lambda: self.store.store(outcomes, self.model.version))
+            outcomes |= outcomes_of(self.model, owed)
+        patiently(deadline, lambda: self.store.store(outcomes, self.model.version))
 
 
 @app.task(bind=True, base=PredictTask, name=PREDICT_TASK, ignore_result=True)
@@ -133,11 +154,11 @@ def predict_churn(self: PredictTask, customers: dict[str, Features]) -> None:
     """Predict the customers of one message, by task id, and store each outcome under its id."""
     retries, delivery = self.request.retries, self.request.delivery_info
     if delivery["routing_key"] == DEAD.name:
-        send_apart(customers, max(retries + 1, _MAX_RETRIES))  # one attempt more, then none
+        self.send_apart({"customers": customers}, max(retries + 1, MAX_RETRIES))  # one attempt more, then none
     elif not customers:
         logger.warning("empty message")
     elif len(customers) > 1 and (retries or delivery["redelivered"]):
-        send_apart(customers, retries)
+        self.send_apart({"customers": customers}, retries)
     else:
         try:
             self.predict(customers)
@@ -147,37 +168,27 @@ def predict_churn(self: PredictTask, customers: dict[str, Features]) -> None:
                 publisher.publish(customers, retries)
 
 
-def send_apart(customers: Mapping[str, Features], retries: int) -> None:
-    """Send each customer in a message of its own, or store the failure of all if they were tried often enough.
-
-    Raises:
-        Unavailable: the broker, or the result store, did not take it.
-    """
-    if retries > _MAX_RETRIES:
-        logger.error("given up task_ids=%s", ",".join(customers))
-        error = TooManyAttempts(f"every one of {retries} attempts was lost: the process died, or its time was up")
-        ResultStore().store(dict.fromkeys(customers, error))
-        return
-    with closing(Publisher()) as publisher:
-        for task_id, customer in customers.items():
-            publisher.publish({task_id: customer}, retries)
+def given_up(attempts: int) -> TooManyAttempts:
+    """Return what customers fail with that were tried often enough."""
+    return TooManyAttempts(f"every one of {attempts} attempts was lost: the process died, or its time was up")
 
 
-def _outcomes(model: ChurnModel, customers: Mapping[str, Features]) -> dict[str, float | PredictionError]:
-    """Predict all at once; if that fails, each alone, so that who fails, fails alone."""
+def outcomes_of(model: ChurnModel, customers: Mapping[Id, Features]) -> dict[Id, float | PredictionError]:
+    """Predict all at once; if that fails, each half, and so on: who fails, fails alone."""
     try:
         return dict(zip(customers, model.churn_probabilities(list(customers.values())), strict=True))
     except PredictionError as error:
         if isinstance(error.__cause__, SoftTimeLimitExceeded):  # came while the model worked, and is not its fault
             raise error.__cause__ from None
-        if len(customers) > 1:
-            return {task_id: _outcomes(model, {task_id: customer})[task_id] for task_id, customer in customers.items()}
-        (task_id,) = customers
-        logger.warning("prediction failed task_id=%s error=%s", task_id, error)
-        return {task_id: error}
+        if (half := len(customers) // 2) > 0:
+            every = list(customers.items())
+            return outcomes_of(model, dict(every[:half])) | outcomes_of(model, dict(every[half:]))
+        (one,) = customers
+        logger.warning("prediction failed id=%s error=%s", one, error)
+        return {one: error}
 
 
-def _patiently(deadline: float, call: Callable[[], T]) -> T:
+def patiently(deadline: float, call: Callable[[], T]) -> T:
     """Call the result store; while it is away and the deadline has not passed, call again."""
     while True:
         try:

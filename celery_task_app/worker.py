@@ -9,33 +9,39 @@ from kombu import Queue
 from celery_task_app.settings import settings
 
 PREDICT_TASK = "celery_task_app.tasks.predict_churn"
+SCORE_TASK = "celery_task_app.chunk_task.score_chunk"
 
 # RabbitMQ refuses to declare a queue with other arguments than it has: these are constants, not settings.
 # On Valkey and Redis they mean nothing.
 DEAD = Queue("churn.dead", routing_key="churn.dead", queue_arguments={"x-queue-type": "quorum"})
-PREDICTIONS = Queue(
-    "churn",
-    routing_key="churn",
-    queue_arguments={
-        "x-queue-type": "quorum",  # replicated where there is a cluster, and it counts deliveries
-        "x-max-length": 100_000,  # messages; the backstop behind every other limit
-        "x-overflow": "reject-publish",  # what is over it is refused, never dropped
-        "x-delivery-limit": 20,  # a message that keeps killing its worker leaves the queue ...
-        "x-dead-letter-exchange": "",
-        "x-dead-letter-routing-key": DEAD.name,  # ... for one that the worker consumes too
-        "x-dead-letter-strategy": "at-least-once",
-    },
-)
+_ARGUMENTS = {
+    "x-queue-type": "quorum",  # replicated where there is a cluster, and it counts deliveries
+    "x-max-length": 100_000,  # messages; the backstop behind every other limit
+    "x-overflow": "reject-publish",  # what is over it is refused, never dropped
+    "x-delivery-limit": 20,  # a message that keeps killing its worker leaves the queue ...
+    "x-dead-letter-exchange": "",
+    "x-dead-letter-routing-key": DEAD.name,  # ... for one that the worker consumes too
+    "x-dead-letter-strategy": "at-least-once",
+}
+PREDICTIONS = Queue("churn", routing_key="churn", queue_arguments=_ARGUMENTS)
+# A queue of their own: a prefetch of two per queue (RabbitMQ), or the queues in turn (Valkey), and so a single
+# prediction waits behind two chunks of a batch at most.
+BATCHES = Queue("churn.batch", routing_key="churn.batch", queue_arguments=_ARGUMENTS)
 
-app = Celery("churn", broker=settings.broker_uri, backend=settings.backend_uri, include=["celery_task_app.tasks"])
+app = Celery(
+    "churn",
+    broker=settings.broker_uri,
+    backend=settings.backend_uri,
+    include=["celery_task_app.tasks", "celery_task_app.chunk_task"],
+)
 
 app.conf.update(
     # JSON only: unpickling what comes from the wire would run it.
     accept_content=["json"],
     task_serializer="json",
     result_serializer="json",
-    # Queues: both are consumed by the article's plain worker command. A misspelt name is an error, not a new queue.
-    task_queues=[PREDICTIONS, DEAD],
+    # Queues: all are consumed by the article's plain worker command. A misspelt name is an error, not a new queue.
+    task_queues=[PREDICTIONS, BATCHES, DEAD],
     task_default_queue=PREDICTIONS.name,
     task_create_missing_queues=False,
     # Delivery: a message is acknowledged when its predictions are stored, and comes back if its worker dies.

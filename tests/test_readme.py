@@ -12,6 +12,7 @@ import pytest
 
 from celery_task_app.problems import PROBLEMS
 from celery_task_app.settings import Settings
+from tests.conftest import DATA
 from tests.processes import ROOT, Service, until
 from tests.test_launch import Tree
 
@@ -61,7 +62,9 @@ def test_every_link_to_a_file_leads_somewhere() -> None:
 
 
 def test_the_curl_commands_answer_as_shown(service: Service) -> None:
-    block = next(block for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL) if "curl -s" in block)
+    (block,) = [
+        block for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL) if "/churn/predict -H" in block
+    ]
     post, shown_task, get, shown_prediction = re.fullmatch(
         r"\$ (curl.*?\}')\n(\{.*?\})\n\$ (curl.*?)\n(\{.*\})\n", block, re.DOTALL
     ).groups()  # type: ignore[union-attr]
@@ -94,6 +97,34 @@ def test_the_curl_commands_with_headers_do_what_is_said(
     assert json.loads(run(idempotent))["task_id"] == task_id
     assert run(re.sub(r"[0-9a-f-]{36}", task_id, delete)) == ""
     assert service.result(task_id).status_code == 410
+
+
+@pytest.mark.skipif(not DATA.exists(), reason=f"no data set at {DATA}: set DATA")
+def test_the_commands_for_many_answer_as_shown(service: Service, tmp_path: Path) -> None:
+    (block,) = [block for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL) if "churn/batches" in block]
+    score, post, get, results, delete = re.findall(r"^\$ (.*)$", block, re.MULTILINE)
+    shown_post, shown_get = (json.loads(line) for line in re.findall(r"^\{.*$", block, re.MULTILINE))
+    (tmp_path / "BankChurners.csv").symlink_to(DATA)
+
+    def run(command: str) -> str:
+        command = command.replace("localhost:8000", service.url.removeprefix("http://"))
+        command = command.replace(".venv/bin/python", f"PYTHONPATH={ROOT} {sys.executable}")
+        command = command.replace("score Bank", f"score --url {service.url} Bank")
+        done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True, cwd=tmp_path)
+        return done.stdout
+
+    run(score)
+    accepted = json.loads(run(post))
+    batch_id, shown_id = accepted["batch_id"], shown_post["batch_id"]
+    assert accepted == shown_post | {"batch_id": batch_id}
+    get, results, delete = (command.replace(shown_id, batch_id) for command in (get, results, delete))
+    batch = until(lambda: (answer := json.loads(run(get)))["status"] == "Success" and answer)
+    assert batch == shown_get | {"batch_id": batch_id}
+    run(results)
+    assert len((tmp_path / "results.csv").read_text().splitlines()) == 10_128
+    assert len((tmp_path / "scored.csv").read_text().splitlines()) == 10_128
+    run(delete)
+    assert "deleted" in run(get)
 
 
 @pytest.fixture
