@@ -8,6 +8,8 @@ from contextlib import closing
 from functools import cached_property
 from typing import Any
 
+from pydantic_core import from_json
+
 from celery_task_app.batches import BatchStore
 from celery_task_app.errors import PredictionError, ResultStoreUnavailable
 from celery_task_app.submission import Publisher
@@ -92,7 +94,7 @@ def score_chunk(self: ChunkTask, batch_id: str, chunk: int, content: str) -> Non
 
 def _customers(content: str) -> dict[int, dict[str, object]]:
     """Return a chunk's customers by row."""
-    chunk = json.loads(content)
+    chunk = from_json(content)
     return dict(zip(chunk["rows"], _rows(chunk["customers"]), strict=True))
 
 

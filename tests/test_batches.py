@@ -284,7 +284,9 @@ def test_a_batch_that_is_too_large_is_413(service: Service, rows: list[Row]) -> 
     problem(post(service, iter([b"\n" * 1_000_000] * 4)), "batch-too-large")
 
 
-@pytest.mark.parametrize("path", ["00000000-0000-4000-8000-000000000000", "1", "x" * 10_000, "%00", "00000000-0000-4000-8000-000000000000:0"])
+@pytest.mark.parametrize(
+    "path", ["00000000-0000-4000-8000-000000000000", "1", "x" * 10_000, "%00", "00000000-0000-4000-8000-000000000000:0"]
+)
 def test_an_unknown_batch_is_404(service: Service, path: str) -> None:
     where = f"{service.url}/churn/batches/{path}"
     problem(requests.get(where, timeout=5), "unknown-batch")
