@@ -84,15 +84,15 @@ def _is_no_probe(record: logging.LogRecord) -> bool:
     return not (isinstance(record.args, tuple) and record.args[2] in {"/livez", "/readyz"})
 
 
-def _canonical(task_id: str) -> str:
-    """Return a task id as it was issued; whatever is none gets the id that never was."""
+def _canonical(text: str) -> str:
+    """Return the id of a task or a batch as it was issued; whatever is none gets the id that never was."""
     try:
-        return str(UUID(task_id))
+        return str(UUID(text))
     except ValueError:
         return str(UUID(int=0))
 
 
-TaskId = Annotated[str, AfterValidator(_canonical)]
+Id = Annotated[str, AfterValidator(_canonical)]
 IdempotencyKey = Annotated[
     str | None, Header(min_length=1, max_length=255, description="The same key and body, the same prediction.")
 ]
@@ -174,7 +174,7 @@ async def predict(
     | PROCESSING
     | documented("unknown-task", "deleted", "expired", "prediction-failed", "internal-error", "unavailable"),
 )
-async def result(task_id: TaskId, request: Request, prefer: Prefer = None) -> Response:  # noqa: ARG001 - as above
+async def result(task_id: Id, request: Request, prefer: Prefer = None) -> Response:  # noqa: ARG001 - as above
     """Fetch the prediction of a task id; with `Prefer: wait=N`, wait for it."""
     return await _answer(request, task_id, await request.app.state.results.fetch(task_id))
 
@@ -187,7 +187,7 @@ async def result(task_id: TaskId, request: Request, prefer: Prefer = None) -> Re
     response_description="Deleted",
     responses=documented("unknown-task", "unavailable"),
 )
-async def delete(task_id: TaskId, request: Request) -> Response:
+async def delete(task_id: Id, request: Request) -> Response:
     """Cancel the prediction if it waits, erase it if it is done; whichever it was, its id answers 410 from then on."""
     if await request.app.state.results.delete(task_id):
         return Response(status_code=HTTPStatus.NO_CONTENT)
@@ -262,13 +262,13 @@ async def accept_batch(request: Request, on_error: Literal["skip", "reject"] = "
     | later(Batch, "Not all computed yet")
     | documented("unknown-batch", "batch-deleted", "unavailable"),
 )
-async def batch(batch_id: str, request: Request) -> Response:
+async def batch(batch_id: Id, request: Request) -> Response:
     """Say how far a batch is."""
-    known = await request.app.state.batches.find(_uuid(batch_id))
+    known = await request.app.state.batches.find(batch_id)
     if known is None or known.deleted:
         return _no_batch(known)
     body = Batch(
-        batch_id=_uuid(batch_id),
+        batch_id=batch_id,
         status="Success" if known.ended else "Processing",
         total=known.total,
         done=known.done,
@@ -277,7 +277,7 @@ async def batch(batch_id: str, request: Request) -> Response:
     ).model_dump_json()
     if known.ended:
         return Response(body, media_type="application/json", headers={"Cache-Control": "no-store"})
-    return Response(body, HTTPStatus.ACCEPTED, _later(f"/churn/batches/{_uuid(batch_id)}"), "application/json")
+    return Response(body, HTTPStatus.ACCEPTED, _later(f"/churn/batches/{batch_id}"), "application/json")
 
 
 _RESULTS: dict[str, Any] = {media_type: {"schema": {"type": "string"}} for media_type in (NDJSON, CSV)} | {
@@ -302,18 +302,18 @@ _RESULTS: dict[str, Any] = {media_type: {"schema": {"type": "string"}} for media
     }
     | documented("unknown-batch", "not-acceptable", "batch-deleted", "unavailable"),
 )
-async def batch_results(batch_id: str, request: Request) -> Response:
+async def batch_results(batch_id: Id, request: Request) -> Response:
     """Fetch a batch's results in the order sent, as NDJSON, JSON or CSV (`Accept`); those that are there so far."""
     media_type = _best(request.headers.get("accept") or "*/*", (NDJSON, JSON, CSV))
     if media_type is None:
         return problem("not-acceptable", f"Accept {NDJSON}, {JSON} or {CSV}.")
-    known = await request.app.state.batches.find(_uuid(batch_id))
+    known = await request.app.state.batches.find(batch_id)
     if known is None or known.deleted:
         return _no_batch(known)
 
     async def body() -> AsyncIterator[bytes]:
         first = True
-        async for scored in request.app.state.batches.results(_uuid(batch_id), known):
+        async for scored in request.app.state.batches.results(batch_id, known):
             yield written(scored, media_type, first=first)
             first = False
         if first:
@@ -333,19 +333,11 @@ async def batch_results(batch_id: str, request: Request) -> Response:
     status_code=HTTPStatus.NO_CONTENT,
     responses=documented("unknown-batch", "unavailable"),
 )
-async def delete_batch(batch_id: str, request: Request) -> Response:
+async def delete_batch(batch_id: Id, request: Request) -> Response:
     """Cancel what a batch still waits for, and erase its results."""
-    if not await request.app.state.batches.delete(_uuid(batch_id)):
+    if not await request.app.state.batches.delete(batch_id):
         return _no_batch(None)
     return Response(status_code=HTTPStatus.NO_CONTENT)
-
-
-def _uuid(text: str) -> str:
-    """Return an id as it is kept; nothing is kept under what is not a UUID."""
-    try:
-        return str(UUID(text))
-    except ValueError:
-        return ""
 
 
 def _no_batch(known: object) -> Response:
@@ -429,7 +421,7 @@ async def _answer(request: Request, task_id: str, known: Known | None) -> Respon
     if known is None:
         return problem("unknown-task", "Send the customer to POST /churn/predict again.")
     if known.is_queued:
-        headers |= {"Location": f"/churn/result/{task_id}", "Retry-After": RETRY_AFTER_S}
+        headers |= _later(f"/churn/result/{task_id}")
         return Response(Task(task_id=task_id).model_dump_json(), HTTPStatus.ACCEPTED, headers, "application/json")
     if known.state is State.REVOKED:
         kind = "expired" if known.error == Expired.__name__ else "deleted"
