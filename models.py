@@ -114,7 +114,7 @@ class Prediction(BaseModel):
                     "task_id": "5f0c2e5e-6b0e-4f7e-9a43-0f4c1b1c8a57",
                     "status": "Success",
                     "probability": 0.0003718108139585349,
-                    "model_version": "67f72bbc6b26",
+                    "model_version": "4eb4556cf789",
                 }
             ]
         },
@@ -166,9 +166,9 @@ class ModelCard(BaseModel):
             "examples": [
                 {
                     "name": "churn",
-                    "version": "67f72bbc6b26",
-                    "created": "2026-11-22",
-                    "sha256": "67f72bbc6b2659040013829da344240aa406e608a923971d4e50e36b8eff1843",
+                    "version": "4eb4556cf789",
+                    "created": "2026-11-25",
+                    "sha256": "4eb4556cf78959040013829da344240aa406e608a923971d4e50e36b8eff1843",
                     "features": [
                         {"name": "Customer_Age", "type": "integer", "minimum": 26, "maximum": 73},
                         {"name": "Gender", "type": "category", "categories": ["F", "M"]},
@@ -231,7 +231,7 @@ class Ready(BaseModel):
                     "status": "ready",
                     "broker": "up",
                     "result_store": "up",
-                    "workers": {"celery@host": {"model": "loaded", "detail": "67f72bbc6b26"}},
+                    "workers": {"celery@host": {"model": "loaded", "detail": "4eb4556cf789"}},
                 }
             ]
         },
@@ -297,7 +297,7 @@ class Batch(BaseModel):
                     "total": 10127,
                     "done": 10127,
                     "failed": 0,
-                    "model_version": "67f72bbc6b26",
+                    "model_version": "4eb4556cf789",
                 }
             ]
         },

@@ -1,8 +1,9 @@
-"""The two steps of the pipeline, in a module of their own: unpickling the model must not import what trains it.
+"""The pipeline and its two steps, in a module of their own: unpickling the model must not import what trains it.
 
-Both are here for speed: one customer costs them 0.1 ms; a ColumnTransformer and LGBMClassifier alone cost 2.4 ms.
+They are here for speed: one customer costs them 0.06 ms; a ColumnTransformer and LGBMClassifier alone cost 2.4 ms.
 """
 
+from collections.abc import Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -10,8 +11,11 @@ import pandas as pd
 from lightgbm import LGBMClassifier
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.pipeline import Pipeline
 
 Matrix = NDArray[np.float64]
+Columns = pd.DataFrame | Mapping[str, Any]
+"""Customers: each feature's values by its name."""
 
 
 class FeatureEncoder(TransformerMixin, BaseEstimator):
@@ -31,16 +35,14 @@ class FeatureEncoder(TransformerMixin, BaseEstimator):
         }
         return self
 
-    def transform(self, customers: pd.DataFrame) -> Matrix:
+    def transform(self, customers: Columns) -> Matrix:
         """Return n rows of floats, one column for each feature in the order of the training data."""
-        names = self.feature_names_in_.tolist()
-        if customers.columns.tolist() != names:
-            customers = customers[names]
-        # All at once, then column by column in numpy: a third of the time that 19 columns of pandas take.
-        cells = customers.to_numpy(dtype=object, copy=True)
-        for position, codes in self.codes_.items():
-            cells[:, position] = [codes.get(category, -1) for category in cells[:, position]]
-        return cells.astype(np.float64)
+        names = self.feature_names_in_
+        matrix = np.empty((len(customers[names[0]]), len(names)))
+        for position, name in enumerate(names):
+            column, codes = customers[name], self.codes_.get(position)
+            matrix[:, position] = column if codes is None else [codes.get(category, -1) for category in column]
+        return matrix
 
 
 class LeanLGBMClassifier(LGBMClassifier):
@@ -52,3 +54,14 @@ class LeanLGBMClassifier(LGBMClassifier):
             return super().predict_proba(X, *args, **options)
         churn = np.asarray(self.booster_.predict(X, num_threads=1))
         return np.column_stack((1.0 - churn, churn))
+
+
+class ChurnPipeline(Pipeline):
+    """The two steps, which take a DataFrame as every pipeline does, and leaner: a mapping of each feature's values."""
+
+    takes_columns = True
+    """Whether ChurnModel may save itself the making of a DataFrame."""
+
+    def predict_proba(self, customers: Columns) -> Any:
+        """Return each customer's two probabilities."""
+        return self[-1].predict_proba(self[0].transform(customers))

@@ -12,6 +12,7 @@ from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +75,7 @@ class ChurnModel:
             raise ModelError(f"The model at {path} has classes {self._classes}: one must be 1 or 'Attrited Customer'")
         self._churn = churn[0]
         self._features = list(self._types) or list(getattr(self._pipeline, "feature_names_in_", ()))
+        self._takes_columns = getattr(self._pipeline, "takes_columns", False)
         logger.info("model loaded name=%s version=%s path=%s", self.name, self.version, path)
 
     def churn_probabilities(self, customers: Sequence[Mapping[str, object]]) -> list[float]:
@@ -92,11 +94,11 @@ class ChurnModel:
         """
         if not customers:
             return []
+        columns = self._columns(customers)
         import numpy as np  # noqa: PLC0415 - see the module's docstring
 
-        table = self._table(customers)
         try:
-            answer = np.asarray(self._pipeline.predict_proba(table), dtype=float)
+            answer = np.asarray(self._pipeline.predict_proba(self._table(columns)), dtype=float)
         except Exception as error:
             raise InvalidPrediction(f"{self._label} failed with {type(error).__name__}") from error
         expected = (len(customers), len(self._classes))
@@ -107,29 +109,35 @@ class ChurnModel:
             raise InvalidPrediction(f"{self._label} answered with what is no probability")
         return probabilities
 
-    def _table(self, customers: Sequence[Mapping[str, object]]) -> "pd.DataFrame":
-        """Return the customers as the pipeline was trained on them: the same columns, order and types."""
-        import pandas as pd  # noqa: PLC0415 - see the module's docstring
-
+    def _columns(self, customers: Sequence[Mapping[str, object]]) -> dict[str, Any]:
+        """Return each feature's values, in the order and of the types that the pipeline was trained on."""
         columns = {}
         for feature in self._features or customers[0]:
             try:
-                values = [customer[feature] for customer in customers]
+                values = list(map(itemgetter(feature), customers))
             except KeyError as error:
                 raise FeatureMismatch(f"{feature} is missing, and the model was trained on it") from error
             columns[feature] = _column(feature, self._types.get(feature), values)
+        return columns
+
+    def _table(self, columns: dict[str, Any]) -> "pd.DataFrame | dict[str, Any]":
+        """Return the columns as what the pipeline takes: a DataFrame, which costs 0.2 ms, unless it says otherwise."""
+        if self._takes_columns:
+            return columns
+        import pandas as pd  # noqa: PLC0415 - see the module's docstring
+
         return pd.DataFrame(columns)
 
 
 def _column(feature: str, kind: str | None, values: list[Any]) -> object:
     """Return the values as what pandas needs for the right dtype, if they are of the kind that the manifest names."""
-    import numpy as np  # noqa: PLC0415 - see the module's docstring
-
-    if kind == "category" and not all(isinstance(value, str) for value in values):
+    if kind == "category" and not all(issubclass(found, str) for found in set(map(type, values))):
         raise FeatureMismatch(f"{feature} must be text")
     if kind in ("integer", "number"):
+        import numpy as np  # noqa: PLC0415 - see the module's docstring
+
         try:
-            return np.array(array("d", values))  # stricter than numpy, to which "5" is a number and None is NaN
+            return np.frombuffer(array("d", values))  # stricter than numpy, to which "5" is a number and None is NaN
         except (TypeError, OverflowError) as error:
             raise FeatureMismatch(f"{feature} must be a number") from error
     return values

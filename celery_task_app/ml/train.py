@@ -19,10 +19,9 @@ import joblib
 import pandas as pd
 from sklearn import metrics
 from sklearn.model_selection import train_test_split
-from sklearn.pipeline import Pipeline, make_pipeline
 
 from celery_task_app.errors import DataSetError
-from celery_task_app.ml.features import FeatureEncoder, LeanLGBMClassifier
+from celery_task_app.ml.features import ChurnPipeline, FeatureEncoder, LeanLGBMClassifier
 
 logger = logging.getLogger(__name__)
 
@@ -110,9 +109,9 @@ def _unusable(path: Path, reason: str | None) -> DataSetError:
     return DataSetError(f"{path} can't be used: {reason}. Download BankChurners.csv from {SOURCE}")
 
 
-def make_churn_pipeline(**parameters: Any) -> Pipeline:
+def make_churn_pipeline(**parameters: Any) -> ChurnPipeline:
     """Return the pipeline, not yet fitted, with parameters of LightGBM in place of those in `PARAMETERS`."""
-    return make_pipeline(FeatureEncoder(), LeanLGBMClassifier(**PARAMETERS | parameters))
+    return ChurnPipeline([("encode", FeatureEncoder()), ("classify", LeanLGBMClassifier(**PARAMETERS | parameters))])
 
 
 def score(churned: "pd.Series[int]", probabilities: Any) -> dict[str, float]:

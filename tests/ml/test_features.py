@@ -3,13 +3,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
 from lightgbm import LGBMClassifier
 from sklearn.base import clone
+from sklearn.pipeline import Pipeline
 
 from celery_task_app.ml.features import FeatureEncoder, LeanLGBMClassifier
+from celery_task_app.ml.train import FEATURES
 from tests.ml.conftest import ROOT
 
 CUSTOMERS = pd.DataFrame({"age": [45, 51, 32], "card": ["Gold", "Blue", "Blue"], "ratio": [0.5, 0.25, 0.0]})
@@ -32,6 +35,16 @@ def test_columns_are_taken_by_name(encoder: FeatureEncoder) -> None:
     shuffled = CUSTOMERS[["ratio", "card", "age"]].assign(another=1)
 
     assert np.array_equal(encoder.transform(shuffled), encoder.transform(CUSTOMERS))
+
+
+def test_a_mapping_of_columns_is_as_good_as_a_dataframe(trained: Path, table: pd.DataFrame) -> None:
+    pipeline = joblib.load(trained / "churn.joblib")
+    customers = table[list(FEATURES)]
+
+    lean = pipeline.predict_proba({feature: customers[feature].tolist() for feature in customers})
+
+    assert np.array_equal(lean, pipeline.predict_proba(customers))
+    assert np.array_equal(lean, Pipeline(pipeline.steps).predict_proba(customers))
 
 
 def test_the_customers_are_not_changed(encoder: FeatureEncoder) -> None:

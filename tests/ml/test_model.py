@@ -60,6 +60,16 @@ class Columns:
         return np.column_stack((1 - churn, churn))
 
 
+class Lean(Columns):
+    """A model that wants no DataFrame."""
+
+    takes_columns = True
+
+    def predict_proba(self, columns: dict[str, Any]) -> object:
+        assert type(columns) is dict
+        return super().predict_proba(pd.DataFrame(columns))
+
+
 @pytest.fixture
 def model(trained: Path) -> ChurnModel:
     return ChurnModel(trained / "churn.joblib")
@@ -238,6 +248,10 @@ def test_a_model_that_names_no_features_gets_the_customers_own(save: Any, custom
     assert model.churn_probabilities([customer]) == [0.19]
     with pytest.raises(FeatureMismatch, match="Customer_Age"):
         model.churn_probabilities([customer, {}])
+
+
+def test_a_model_that_takes_columns_gets_no_dataframe(save: Any, customer: Customer) -> None:
+    assert ChurnModel(save(Lean())).churn_probabilities([customer, customer]) == [0.19, 0.19]
 
 
 # Checking the artefact
