@@ -1,9 +1,10 @@
 """The HTTP API: which outcome is which answer. What an outcome is, submission.py, results.py and health.py know."""
 
 import asyncio
+import gc
 import logging
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from http import HTTPStatus
@@ -39,8 +40,10 @@ from celery_task_app.results import Prediction as Known
 from celery_task_app.rows import CSV, JSON, NDJSON, Refused, end, written
 from celery_task_app.settings import settings
 from celery_task_app.submission import Submissions
-from celery_task_app.waiting import Waiting
+from celery_task_app.waiting import Ended, Waiting
 from models import AcceptedBatch, Alive, Batch, Customer, ModelCard, Prediction, Ready, RefusedRow, Task
+
+_LOOK_EVERY_S = 5  # whether a client that waits is still there
 
 NOT_STORED: Answers = {HTTPStatus.OK: {"headers": {"Cache-Control": HEADERS["Cache-Control"]}}}
 
@@ -59,8 +62,11 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     logging.getLogger("uvicorn.access").addFilter(_is_no_probe)
     parts = app.state
     parts.submissions, parts.results, parts.keys = Submissions(), ResultReader(), IdempotencyKeys()
-    parts.waiting, parts.intake, parts.batches = Waiting(parts.results), Intake(Customer), BatchReader()
+    parts.waiting = Waiting(parts.results, parts.submissions.hear)
+    parts.intake, parts.batches = Intake(Customer), BatchReader()
     _on_stop(parts.waiting.release)
+    gc.collect()
+    gc.freeze()  # what is there now stays; to look through it again and again takes a fifth of the time of a request
     yield
     for part in (parts.submissions, parts.intake, parts.waiting, parts.keys, parts.results, parts.batches):
         await part.close()
@@ -153,15 +159,15 @@ async def predict(
     """Queue a customer's prediction, and answer with its task id once the queue has confirmed that it keeps it."""
     parts, features = request.app.state, customer.model_dump()
 
-    async def submit(task_id: str) -> None:
+    async def submit(task_id: str) -> Known:
         await parts.submissions.submit(task_id, features, cancel_after)
+        return QUEUED
 
     task_id = str(uuid4())
     if idempotency_key is None:
-        await submit(task_id)
-    else:
-        task_id = await parts.keys.once(idempotency_key, customer.model_dump_json().encode(), task_id, submit)
-    return await _answer(request, task_id, QUEUED)
+        return await _answer(request, task_id, submit)
+    task_id = await parts.keys.once(idempotency_key, customer.model_dump_json().encode(), task_id, submit)
+    return await _answer(request, task_id, parts.results.fetch if _preferred_wait_s(request) else _accepted)
 
 
 @app.get(
@@ -176,7 +182,7 @@ async def predict(
 )
 async def result(task_id: Id, request: Request, prefer: Prefer = None) -> Response:  # noqa: ARG001 - as above
     """Fetch the prediction of a task id; with `Prefer: wait=N`, wait for it."""
-    return await _answer(request, task_id, await request.app.state.results.fetch(task_id))
+    return await _answer(request, task_id, request.app.state.results.fetch)
 
 
 @app.delete(
@@ -411,13 +417,28 @@ def _later(location: str) -> dict[str, str]:
     return {"Location": location, "Retry-After": RETRY_AFTER_S, "Cache-Control": "no-store"}
 
 
-async def _answer(request: Request, task_id: str, known: Known | None) -> Response:
-    """Answer what is known of a task id, once it has ended or the client wants to wait no longer."""
+async def _accepted(_task_id: str) -> Known:
+    return QUEUED
+
+
+async def _answer(request: Request, task_id: str, learn: Callable[[str], Awaitable[Known | None]]) -> Response:
+    """Answer what is known of a task id, once it has ended or the client wants to wait no longer.
+
+    Args:
+        request: what is answered.
+        task_id: of the prediction.
+        learn: submits the prediction, or reads it; its end is listened for before.
+    """
     headers = {"Cache-Control": "no-store", "Vary": "Prefer"}
-    wait_s, waiting = _preferred_wait_s(request), request.app.state.waiting
-    if known is not None and known.is_queued and wait_s and not waiting.is_full:
-        known = await _held(request, waiting.end_of(task_id, wait_s)) or await request.app.state.results.fetch(task_id)
-        headers["Preference-Applied"] = f"wait={wait_s}"
+    wait_s, parts = _preferred_wait_s(request), request.app.state
+    if not wait_s or parts.waiting.is_full:
+        known = await learn(task_id)
+    else:
+        with parts.waiting.end_of(task_id) as ended:
+            known = await learn(task_id)
+            if known is not None and known.is_queued:
+                known = await _held(request, ended, wait_s) or await parts.results.fetch(task_id)
+                headers["Preference-Applied"] = f"wait={wait_s}"
     if known is None:
         return problem("unknown-task", "Send the customer to POST /churn/predict again.")
     if known.is_queued:
@@ -443,20 +464,15 @@ def _preferred_wait_s(request: Request) -> int:
     return 0
 
 
-async def _held(request: Request, end: Coroutine[Any, Any, Known | None]) -> Known | None:
-    """Await the end, unless the client goes away."""
-    waiting, gone = asyncio.create_task(end), asyncio.create_task(_gone(request))
-    try:
-        await asyncio.wait({waiting, gone}, return_when=asyncio.FIRST_COMPLETED)
-        return waiting.result() if waiting.done() else None
-    finally:
-        waiting.cancel()
-        gone.cancel()
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+async def _held(request: Request, ended: Ended, within_s: int) -> Known | None:
+    """Await the end; None if there is none in time, or the client has gone."""
+    for elapsed_s in range(0, within_s, _LOOK_EVERY_S):
+        await asyncio.wait({ended}, timeout=min(_LOOK_EVERY_S, within_s - elapsed_s))
+        if ended.done():
+            return ended.result()
+        if await request.is_disconnected():
+            break
+    return None
 
 
 correct(app.openapi())

@@ -1,9 +1,10 @@
 """`Prefer: wait`: the answer comes the moment the prediction has ended, and nothing is left behind."""
 
-import socket
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,6 +15,7 @@ import requests
 from starlette.requests import Request
 
 from app import _preferred_wait_s
+from celery_task_app.results import ENDED
 from tests.processes import Service, redis_answers, running_servers, running_service, until
 
 
@@ -33,13 +35,13 @@ def post(service: Service, customer: dict[str, Any], wait_s: int = 20) -> reques
     return requests.post(f"{service.url}/churn/predict", json=customer, headers=headers, timeout=30)
 
 
-def channels(service: Service) -> set[str]:
-    with redis.Redis.from_url(service.servers.backend_uri) as client:
-        return {name.decode() for name in client.pubsub_channels("celery-task-meta-*")}
-
-
-def is_listened_to(service: Service, task_id: str) -> bool:
-    return f"celery-task-meta-{task_id}" in channels(service)
+@contextmanager
+def held(service: Service, task_id: str) -> Iterator[HTTPConnection]:
+    """A request that the API holds: it has read it and the key, for it has answered a request that came later."""
+    with closing(HTTPConnection(urlsplit(service.url).netloc, timeout=30)) as client:
+        client.request("GET", f"/churn/result/{task_id}", headers={"Prefer": "wait=20"})
+        assert service.result(task_id).status_code == 202
+        yield client
 
 
 @pytest.mark.parametrize(
@@ -77,15 +79,12 @@ def test_a_post_that_waits_is_answered_with_the_prediction(service: Service, cus
     assert response.json() == service.result(response.json()["task_id"]).json()
 
 
-def test_a_get_that_waits_is_answered_the_moment_it_ends(
-    service: Service, customer: dict[str, Any], pool: ThreadPoolExecutor
-) -> None:
-    with service.worker.paused():
-        task_id = service.predict(customer)
-        waiting = pool.submit(ask, service, task_id)
-        until(lambda: is_listened_to(service, task_id))
-    response = waiting.result(timeout=10)
-    assert (response.status_code, response.headers["preference-applied"]) == (200, "wait=20")
+def test_a_get_that_waits_is_answered_the_moment_it_ends(service: Service, customer: dict[str, Any]) -> None:
+    with ExitStack() as stack:
+        with service.worker.paused():
+            client = stack.enter_context(held(service, service.predict(customer)))
+        response = client.getresponse()
+    assert (response.status, response.headers["preference-applied"]) == (200, "wait=20")
 
 
 def test_what_has_ended_is_answered_at_once_and_applies_no_preference(
@@ -111,29 +110,47 @@ def test_an_unknown_id_is_not_waited_for(service: Service) -> None:
     assert ask(service, "00000000-0000-4000-8000-000000000000").status_code == 404
 
 
-def test_many_wait_for_one_and_many_for_many(
+def test_many_wait_for_one_and_many_for_many(service: Service, customer: dict[str, Any]) -> None:
+    with ExitStack() as stack:
+        with service.worker.paused():
+            ids = [service.predict(customer) for _ in range(20)]
+            waiting = [stack.enter_context(held(service, task_id)) for task_id in [*ids, *ids[:1] * 20]]
+        answers = [client.getresponse() for client in waiting]
+    assert {(answer.status, answer.headers["preference-applied"]) for answer in answers} == {(200, "wait=20")}
+
+
+def test_one_that_another_api_process_accepted_is_heard_of(
+    service: Service, customer: dict[str, Any], tmp_path: Path
+) -> None:
+    other = Service(service.servers, tmp_path, service.settings)
+    other.api.start()
+    try:
+        until(other.answers, within_s=60)
+        with ExitStack() as stack:
+            with service.worker.paused():
+                client = stack.enter_context(held(other, service.predict(customer)))
+            response = client.getresponse()
+        assert (response.status, response.headers["preference-applied"]) == (200, "wait=20")
+    finally:
+        other.stop()
+
+
+def test_however_many_wait_one_channel_is_listened_to(
     service: Service, customer: dict[str, Any], pool: ThreadPoolExecutor
 ) -> None:
-    with service.worker.paused():
-        ids = [service.predict(customer) for _ in range(20)]
-        waiting = [pool.submit(ask, service, task_id) for task_id in [*ids, *ids[:1] * 20]]
-        until(lambda: all(is_listened_to(service, task_id) for task_id in ids))
-    assert {answer.result(timeout=10).status_code for answer in waiting} == {200}
-
-
-def test_no_subscription_is_left(service: Service, customer: dict[str, Any], pool: ThreadPoolExecutor) -> None:
     answers = list(pool.map(lambda _: post(service, customer), range(50)))
     assert {answer.status_code for answer in answers} == {200}
-    until(lambda: not channels(service), within_s=5)
+    with redis.Redis.from_url(service.servers.backend_uri) as client:
+        assert client.pubsub_channels("celery-task-meta-*") == []
+        assert client.pubsub_numsub(ENDED) == [(ENDED.encode(), 1)]
 
 
-def test_a_deletion_is_told_to_who_waits(service: Service, customer: dict[str, Any], pool: ThreadPoolExecutor) -> None:
+def test_a_deletion_is_told_to_who_waits(service: Service, customer: dict[str, Any]) -> None:
     with service.worker.paused():
         task_id = service.predict(customer)
-        waiting = pool.submit(ask, service, task_id)
-        until(lambda: is_listened_to(service, task_id))
-        assert requests.delete(f"{service.url}/churn/result/{task_id}", timeout=5).status_code == 204
-        assert waiting.result(timeout=5).status_code == 410
+        with held(service, task_id) as client:
+            assert requests.delete(f"{service.url}/churn/result/{task_id}", timeout=5).status_code == 204
+            assert client.getresponse().status == 410
 
 
 class TestBreaking:
@@ -148,39 +165,41 @@ class TestBreaking:
             yield running
 
     def test_waits_survive_a_restart_of_the_store_and_places_are_given_back(
-        self, service: Service, customer: dict[str, Any], pool: ThreadPoolExecutor
+        self, service: Service, customer: dict[str, Any]
     ) -> None:
-        with service.worker.paused():
-            # Two wait: the places are taken, and who comes then is answered at once.
-            ids = [service.predict(customer) for _ in range(2)]
-            waiting: list[Future[requests.Response]] = [pool.submit(ask, service, task_id) for task_id in ids]
-            until(lambda: len(channels(service)) == 2)
-            response = ask(service, ids[0])
-            assert response.status_code == 202
-            assert "preference-applied" not in response.headers
+        with ExitStack() as stack:
+            with service.worker.paused():
+                # Two wait: the places are taken, and who comes then is answered at once.
+                ids = [service.predict(customer) for _ in range(2)]
+                waiting = [stack.enter_context(held(service, task_id)) for task_id in ids]
+                response = ask(service, ids[0])
+                assert response.status_code == 202
+                assert "preference-applied" not in response.headers
 
-            store = service.servers.store
-            store.kill()
-            store.start()
-            until(lambda: redis_answers(urlsplit(service.servers.backend_uri).port))
-            until(lambda: all(is_listened_to(service, task_id) for task_id in ids))
-        assert {answer.result(timeout=20).status_code for answer in waiting} == {200}
+                store = service.servers.store
+                store.kill()
+                store.start()
+                until(lambda: redis_answers(urlsplit(service.servers.backend_uri).port))
+            assert {client.getresponse().status for client in waiting} == {200}
 
-        # A client that goes away gives its place back.
-        with service.worker.paused():
-            task_id = service.predict(customer)
-            host, _, port = service.url.removeprefix("http://").partition(":")
-            head = f"GET /churn/result/{task_id} HTTP/1.1\r\nHost: x\r\nPrefer: wait=20\r\n\r\n".encode()
-            for _ in range(3):
-                with socket.create_connection((host, int(port))) as client:
-                    client.sendall(head)
-                    until(lambda: is_listened_to(service, task_id))
-                until(lambda: not channels(service), within_s=5)
-            waiting = [pool.submit(ask, service, task_id)]
-            until(lambda: is_listened_to(service, task_id))
+        with ExitStack() as stack:
+            with service.worker.paused():
+                # Clients that go away give their places back.
+                task_id = until(lambda: accepted(service, customer), within_s=30)
+                for _ in range(2):
+                    with held(service, task_id):
+                        pass
+                until(lambda: "preference-applied" in ask(service, task_id, wait_s=1).headers)
 
-            # A server that stops keeps nobody waiting, and answers them all.
-            started = time.monotonic()
-            service.api.stop()
-            assert time.monotonic() - started < 5
-            assert waiting[0].result(timeout=5).status_code == 202
+                # A server that stops keeps nobody waiting, and answers them all.
+                client = stack.enter_context(held(service, task_id))
+                started = time.monotonic()
+                service.api.stop()
+                assert time.monotonic() - started < 5
+            assert client.getresponse().status == 202
+
+
+def accepted(service: Service, customer: dict[str, Any]) -> str:
+    """Return the task id of a customer; nothing while the servers are not all back."""
+    response = requests.post(f"{service.url}/churn/predict", json=customer, timeout=5)
+    return str(response.json().get("task_id", ""))
