@@ -4,9 +4,11 @@
 computes nothing, so it shows what HTTP and validation alone would allow.
 """
 
-from functools import cache
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from fastapi.telemetry import TelemetryConfig
 
 from celery_task_app.bodies import JSONRoute
 from celery_task_app.ml.model import ChurnModel
@@ -14,26 +16,28 @@ from celery_task_app.settings import settings
 from models import Customer, Prediction
 
 _TASK_ID = "5f0c2e5e-6b0e-4f7e-9a43-0f4c1b1c8a57"
+# As the service's own app, so that only what is compared differs.
+_TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False}
 
 
-def _app() -> FastAPI:
-    # As the service's own app, so that only what is compared differs.
-    app = FastAPI(telemetry={"tracing": False, "metrics": False, "logs": False})
-    app.router.route_class = JSONRoute
-    return app
+@asynccontextmanager
+async def _with_model(app: FastAPI) -> AsyncIterator[None]:
+    app.state.model = ChurnModel(settings.model_path)
+    yield
 
 
-synchronous = _app()
-ceiling = _app()
-_model = cache(lambda: ChurnModel(settings.model_path))
+synchronous = FastAPI(lifespan=_with_model, telemetry=_TELEMETRY)
+ceiling = FastAPI(telemetry=_TELEMETRY)
+synchronous.router.route_class = ceiling.router.route_class = JSONRoute
 
 
 # async def: on the event loop a prediction takes less time than it takes to hand it to a thread and back.
 @synchronous.post("/churn/predict")
-async def predict(customer: Customer) -> Prediction:
+async def predict(customer: Customer, request: Request) -> Prediction:
     """Answer the probability at once; it is kept nowhere."""
-    (probability,) = _model().churn_probabilities([customer.model_dump()])
-    return Prediction(task_id=_TASK_ID, probability=probability, model_version=_model().version)
+    model: ChurnModel = request.app.state.model
+    (probability,) = model.churn_probabilities([customer.model_dump()])
+    return Prediction(task_id=_TASK_ID, probability=probability, model_version=model.version)
 
 
 @ceiling.post("/churn/predict")

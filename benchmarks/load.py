@@ -83,6 +83,27 @@ def turns(seconds: float, requests: int | None) -> Iterator[bool]:
         yield now >= warm
 
 
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How to speak with what is measured. The others than the service's own are for `make bench-peers`."""
+
+    post: str = "/churn/predict"
+    get: str = "/churn/result/"
+    accepted: tuple[int, str | None] = (202, "Processing")
+    """The HTTP status, and the `status` of the body, of a POST that is not answered with the prediction ..."""
+    pending: tuple[int, str | None] = (202, "Processing")
+    """... and of a GET."""
+    in_a_list: bool = False
+    """Whether a customer is sent, and its prediction comes, as a JSON array of one."""
+
+
+DIALECTS = {
+    "churn": Dialect(),
+    "bentoml": Dialect("/churn/batch", in_a_list=True),
+    "bentoml-task": Dialect("/churn/task/submit", "/churn/task/get?task_id=", (200, "in_progress"), (400, None)),
+}
+
+
 class WrongAnswer(Exception):
     """The service did not answer as its contract says; the message is the kind of error that the report counts."""
 
@@ -91,7 +112,8 @@ class WrongAnswer(Exception):
 class Answer:
     """One HTTP answer."""
 
-    status: int
+    ended: bool
+    """Whether the prediction is there."""
     waited: bool
     """Whether `Preference-Applied` says that the service honoured `Prefer: wait`."""
     body: dict[str, Any]
@@ -111,18 +133,16 @@ class Timing:
 class Client:
     """One client with one kept-alive connection, as a single-threaded program would have."""
 
-    def __init__(self, url: str, poll_s: float, *, wait: bool) -> None:
+    def __init__(self, url: str, poll_s: float, *, wait: bool, dialect: Dialect) -> None:
         parts = urlsplit(url)
         self._address = parts.hostname or "", parts.port or 80
         self._poll_s = poll_s
         prefer = f"Prefer: wait={WAIT_S}\r\n" if wait else ""
         common = f"HTTP/1.1\r\nHost: {parts.netloc}\r\n{prefer}"
-        path = f"{parts.path.rstrip('/')}/churn"
-        self._post = (
-            f"POST {path}/predict {common}Content-Type: application/json\r\nContent-Length: %d\r\n\r\n".encode()
-        )
-        self._get = f"GET {path}/result/%b {common}\r\n".encode()
-        self._expected = {"POST": {200, 202} if wait else {202}, "GET": {200, 202}}
+        path = parts.path.rstrip("/")
+        self._post = f"POST {path}{dialect.post} {common}Content-Type: application/json\r\nContent-Length: "
+        self._get = f"GET {path}{dialect.get}", f" {common}\r\n"
+        self._dialect = dialect
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def open(self) -> None:
@@ -149,21 +169,22 @@ class Client:
         """
         async with asyncio.timeout(TIMEOUT_S):
             await self.open()
+            content = b"[%b]" % customer if self._dialect.in_a_list else customer
             begun = time.perf_counter()
-            answer = await self._ask("POST", self._post % len(customer) + customer)
+            answer = await self._ask("POST", f"{self._post}{len(content)}\r\n\r\n".encode() + content)
             posted = time.perf_counter()
             polls, honoured = 0, int(answer.waited)
             task_id = answer.body.get("task_id")
             if not isinstance(task_id, str):
                 raise WrongAnswer("POST answered without a task_id")
-            question = self._get % task_id.encode()
-            while answer.status != 200:  # noqa: PLR2004 - HTTP's
+            question = task_id.join(self._get).encode()
+            while not answer.ended:
                 if not answer.waited:
                     await asyncio.sleep(self._poll_s)
                 answer = await self._ask("GET", question)
                 polls += 1
                 honoured += answer.waited
-                if answer.body.get("task_id") != task_id:
+                if answer.body.get("task_id", task_id) not in {task_id, ""}:
                     raise WrongAnswer("GET answered with another task_id")
             return Timing(begun, posted, time.perf_counter(), polls, honoured)
 
@@ -178,26 +199,28 @@ class Client:
             content = await reader.readexactly(int(length[: length.index(b"\r")]))
         except (asyncio.LimitOverrunError, LookupError, ValueError) as error:
             raise WrongAnswer(f"{method} answered without a status or Content-Length that can be read") from error
-        if status not in self._expected[method]:
+        expected = self._dialect.accepted if method == "POST" else self._dialect.pending
+        if status not in {200, expected[0]}:
             raise WrongAnswer(f"{method} answered {status}")
-        return Answer(status, b"\r\npreference-applied:" in head, _checked(method, status, content))
+        body = _body(content, in_a_list=self._dialect.in_a_list)
+        ended = status == 200 and body.get("status") == "Success"  # noqa: PLR2004 - HTTP's
+        if not ended and (status, body.get("status")) != expected:
+            raise WrongAnswer(f"{method} answered {status} with a wrong body")
+        probability: Any = body.get("probability")
+        if ended and not (type(probability) in {int, float} and 0 <= probability <= 1):  # NaN isn't either
+            raise WrongAnswer(f"{method} answered a probability that is not in [0, 1]")
+        return Answer(ended, b"\r\npreference-applied:" in head, body)
 
 
-def _checked(method: str, status: int, content: bytes) -> dict[str, Any]:
-    """Return the body if it is what the status promises."""
+def _body(content: bytes, *, in_a_list: bool) -> dict[str, Any]:
+    """Return an answer's JSON object; an empty one if it is none, which no answer is."""
     try:
         body = json.loads(content)
     except ValueError:
-        body = None
-    promised = "Success" if status == 200 else "Processing"  # noqa: PLR2004 - HTTP's
-    if not isinstance(body, dict) or body.get("status") != promised:
-        raise WrongAnswer(f"{method} answered {status} with a wrong body")
-    if promised == "Success":
-        probability: Any = body.get("probability")
-        number = isinstance(probability, int | float) and not isinstance(probability, bool)
-        if not (number and 0 <= probability <= 1):  # NaN isn't either
-            raise WrongAnswer(f"{method} answered a probability that is not in [0, 1]")
-    return body
+        return {}
+    if in_a_list and isinstance(body, list) and len(body) == 1:
+        (body,) = body
+    return body if isinstance(body, dict) else {}
 
 
 @dataclass
@@ -222,8 +245,10 @@ class Report:
     """The POST alone; it contains the wait where that was honoured."""
     polls_per_prediction: float | None = None
     waits_honoured_per_prediction: float | None = None
-    client_cpu: float = 0
-    """Cores that this program itself used, 1 being a whole one, warm-up included."""
+    warm_up_predictions: int = 0
+    """Finished before those; the next figure is about both."""
+    client_cpu_s: float = 0
+    """CPU seconds that this program itself used."""
     errors: dict[str, int] = field(default_factory=dict)
     """How many of each kind, those of the warm-up too."""
 
@@ -255,7 +280,8 @@ class Report:
             ]
             if self.wait:
                 lines.append(f"waits honoured   {self.waits_honoured_per_prediction} a prediction")
-            lines.append(f"this client      {self.client_cpu:.0%} of a core")
+            cpu_ms = 1000 * self.client_cpu_s / (self.predictions + self.warm_up_predictions)
+            lines.append(f"this client      {cpu_ms:.2f} ms of CPU a prediction")
         else:
             lines.append("predictions      none")
         lines.append(f"errors           {sum(self.errors.values())}")
@@ -275,7 +301,10 @@ async def measure(options: argparse.Namespace) -> Report:
         OSError: the service is not there.
     """
     report = Report(options.url, options.clients, options.poll_ms, options.wait)
-    clients = [Client(options.url, options.poll_ms / 1000, wait=options.wait) for _ in range(options.clients)]
+    dialect = DIALECTS[options.dialect]
+    clients = [
+        Client(options.url, options.poll_ms / 1000, wait=options.wait, dialect=dialect) for _ in range(options.clients)
+    ]
     timings: list[Timing] = []
     errors: Counter[str] = Counter()
     async with asyncio.timeout(TIMEOUT_S):
@@ -297,14 +326,16 @@ async def measure(options: argparse.Namespace) -> Report:
             else:
                 if counted:
                     timings.append(timing)
+                else:
+                    report.warm_up_predictions += 1
                 continue
             await client.close()
             await asyncio.sleep(PAUSE_S)
         await client.close()
 
-    begun, cpu_s = time.perf_counter(), time.process_time()
+    cpu_s = time.process_time()
     await asyncio.gather(*map(run, clients))
-    report.client_cpu = round((time.process_time() - cpu_s) / (time.perf_counter() - begun), 2)
+    report.client_cpu_s = round(time.process_time() - cpu_s, 3)
     report.fill(timings)
     report.errors = dict(errors.most_common())
     return report
@@ -319,6 +350,7 @@ def _options() -> argparse.Namespace:
     length.add_argument("--requests", type=int, help="or stop after so many predictions, after the warm-up")
     parser.add_argument("--poll-ms", type=float, default=10, help="from an answer to the next poll")
     parser.add_argument("--wait", action="store_true", help=f"send `Prefer: wait={WAIT_S}`; poll if it is not honoured")
+    parser.add_argument("--dialect", choices=DIALECTS, default="churn", help="how to speak with it")
     parser.add_argument("--seed", type=int, default=0, help="of the customers")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     options = parser.parse_args()

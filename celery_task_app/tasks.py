@@ -4,12 +4,13 @@ A message carries one or many customers, by task id. One that was cut short (its
 sent again with each customer in a message of its own: a customer that always does this fails alone.
 """
 
+import gc
 import logging
 import os
 import signal
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing, suppress
+from contextlib import closing
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ import billiard.pool
 import kombu.transport.redis
 from celery import Task
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
-from celery.signals import celeryd_after_setup, worker_process_init
+from celery.signals import celeryd_after_setup
 from celery.worker import state as worker_state
 from celery.worker.consumer import Consumer
 from celery.worker.request import Request
@@ -87,6 +88,9 @@ class PredictTask(Task):
                 self.load_model()
             return self.run(*args, **kwargs)
         except (ModelError, Unavailable) as error:
+            if isinstance(error, ModelError):  # another worker may have a model that works
+                this_worker.model_failed(error)
+                os.kill(this_worker.pid, signal.SIGTERM)
             time.sleep(1)  # a message that comes back at once uses up its deliveries
             raise Reject(str(error), requeue=True) from error
 
@@ -110,18 +114,14 @@ class PredictTask(Task):
             for task_id, customer in customers.items():
                 publisher.publish({task_id: customer}, retries)
 
-    def load_model(self) -> None:
-        """Load the model into this process, or tell the worker to stop: another may have a model that works.
+    @staticmethod
+    def load_model() -> None:
+        """Load the model into this process, for every task of it.
 
         Raises:
             ModelError: the model can't be used.
         """
-        try:
-            PredictTask.model = ChurnModel(settings.model_path)  # one for every task of the process
-        except ModelError as error:
-            this_worker.model_failed(error)
-            os.kill(this_worker.pid, signal.SIGTERM)
-            raise
+        PredictTask.model = ChurnModel(settings.model_path)
         this_worker.model_loaded()
 
     @cached_property
@@ -201,21 +201,21 @@ def patiently(deadline: float, call: Callable[[], T]) -> T:
 
 @celeryd_after_setup.connect
 def check_model(sender: str, **_: object) -> None:
-    """Stop a worker whose model can't be used before it takes a message."""
+    """Stop a worker whose model can't be used before it takes a message; with WARM_UP, load it for all its processes.
+
+    The processes are forked from this one and share its memory as long as nobody writes to it, which garbage collection
+    would do: benchmarks/memory.py says what that saves. One that is lost is replaced by one that has the model already.
+    """
     this_worker.hostname = sender
     try:
         this_worker.model_version = check_artifact(settings.model_path).version
+        if settings.warm_up:
+            PredictTask.load_model()
+            gc.collect()
+            gc.freeze()
     except ModelError as error:
         this_worker.model_failed(error)
         raise SystemExit(1) from error
-
-
-@worker_process_init.connect
-def warm_up(**_: object) -> None:
-    """Load the model before the first customer comes, if that is wanted."""
-    if settings.warm_up:
-        with suppress(ModelError):  # has been told, and the worker stops
-            predict_churn.load_model()
 
 
 app.steps["consumer"].add(Heartbeat)
