@@ -215,9 +215,9 @@ class Sign(BaseModel):
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
-    model: Literal["loaded", "not loaded yet", "failed"]
+    model: Literal["loaded", "not loaded yet", "failed", "stuck"]
     detail: str
-    """The model's version, or why it failed."""
+    """The model's version, or why it can't be used."""
 
 
 class Ready(BaseModel):

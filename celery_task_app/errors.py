@@ -147,4 +147,8 @@ class ResultStoreUnavailable(Unavailable):
 
 
 class Overloaded(Unavailable):
-    """More predictions wait than this process, or the queue, takes."""
+    """More predictions wait than this process, or the queue, takes; after `retry_after_s` seconds there may be room."""
+
+    def __init__(self, message: str, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s

@@ -1,6 +1,6 @@
 """Can it serve: the broker, the result store, and at least one worker. HTTP codes are app.py's business.
 
-`python -m celery_task_app.health` exits 0 if a worker of this host shows a sign of life: a worker container's check.
+`python -m celery_task_app.health` exits 0 if a worker of this host can predict: a worker container's check.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import redis
 from kombu.exceptions import OperationalError
 
-from celery_task_app.heartbeat import SignOfLife, signs_of_life
+from celery_task_app.heartbeat import SignOfLife, can_predict, signs_of_life
 from celery_task_app.results import async_client
 from celery_task_app.submission import impatient_connection
 
@@ -36,7 +36,7 @@ class Readiness:
     @property
     def ready(self) -> bool:
         """Whether a prediction that is accepted now would be computed; a model may still have to be loaded."""
-        consumed = any(sign["model"] != "failed" for sign in self.workers.values())
+        consumed = any(map(can_predict, self.workers.values()))
         return self.broker == self.result_store == _UP and consumed
 
 
@@ -77,8 +77,9 @@ async def _result_store() -> tuple[str, dict[str, SignOfLife]]:
 
 async def _a_worker_lives_here() -> bool:
     async with async_client() as client:
-        names = await signs_of_life(client)
-    return any(name.startswith(f"celery@{socket.gethostname()}/") for name in names)
+        signs = await signs_of_life(client)
+    here = f"celery@{socket.gethostname()}/"
+    return any(name.startswith(here) and can_predict(sign) for name, sign in signs.items())
 
 
 if __name__ == "__main__":

@@ -1,13 +1,17 @@
 """A worker's sign of life: a key in the result store that it renews every 5 s while it consumes.
 
 It is gone 15 s after the last, so a frozen worker is missed soon; no `inspect ping`, which asks through the very queue
-that may be the trouble. Who may serve, judged by it, is health.py's business.
+that may be the trouble. The main process shows it; that the processes which predict run, a thread of each says in
+memory that they share. Who may serve, judged by it, is health.py's business.
 """
 
 import json
 import logging
 import mmap
 import os
+import struct
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, TypedDict, cast
@@ -15,6 +19,7 @@ from typing import Any, Literal, TypedDict, cast
 import redis
 import redis.asyncio
 from celery import bootsteps
+from celery.signals import worker_process_init
 
 from celery_task_app.errors import ModelError
 from celery_task_app.results import blocking_client
@@ -26,14 +31,24 @@ _KEY = "churn:worker:{}"
 _PERIOD_S = 5
 _LIFE_S = 15
 _FAILED_LIFE_S = 60  # a worker that can't load its model stops; its restarts take a while
+_TICK_S = 1
+_STUCK_AFTER_S = 8  # seen within 13 s, then
+
+# What the processes of a worker share: whether the model is loaded, and when one of them last ran.
+_LOADED, _LAST_RUN = 0, 8
 
 
 class SignOfLife(TypedDict):
     """What a worker says of itself."""
 
-    model: Literal["loaded", "not loaded yet", "failed"]
+    model: Literal["loaded", "not loaded yet", "failed", "stuck"]
     detail: str
-    """The model's version, or why it failed."""
+    """The model's version, or why it can't be used."""
+
+
+def can_predict(sign: SignOfLife) -> bool:
+    """Tell whether a worker is of use; its model may still have to be loaded."""
+    return sign["model"] in {"loaded", "not loaded yet"}
 
 
 class ThisWorker:
@@ -52,11 +67,11 @@ class ThisWorker:
 
     def __init__(self) -> None:
         self.pid = os.getpid()
-        self._loaded = mmap.mmap(-1, 1)  # one byte that a process of the pool sets and the main process reads
+        self._shared = mmap.mmap(-1, 16)  # the processes of the pool write, the main process reads
 
     def model_loaded(self) -> None:
         """Say that a process has loaded the model, and take back what an earlier start may have left."""
-        self._loaded[0] = 1
+        self._shared[_LOADED] = 1
         with _forgiving(), blocking_client() as client:
             client.delete(_KEY.format(self.hostname))
 
@@ -65,10 +80,21 @@ class ThisWorker:
         logger.critical("the worker stops: %s", error)
         self._show(self.hostname, SignOfLife(model="failed", detail=str(error)), _FAILED_LIFE_S)
 
+    def run(self) -> None:
+        """Say again and again, in a process that predicts, that it is neither frozen nor hung."""
+        while True:
+            struct.pack_into("d", self._shared, _LAST_RUN, time.monotonic())
+            time.sleep(_TICK_S)
+
     def alive(self) -> None:
         """Show the sign of life."""
-        model: Literal["loaded", "not loaded yet"] = "loaded" if self._loaded[0] else "not loaded yet"
-        self._show(self._name, SignOfLife(model=model, detail=self.model_version), _LIFE_S)
+        (last_run,) = struct.unpack_from("d", self._shared, _LAST_RUN)
+        if last_run and (silent_s := time.monotonic() - last_run) > _STUCK_AFTER_S:
+            sign = SignOfLife(model="stuck", detail=f"no process that predicts has run for {silent_s:.0f} s")
+        else:
+            state: Literal["loaded", "not loaded yet"] = "loaded" if self._shared[_LOADED] else "not loaded yet"
+            sign = SignOfLife(model=state, detail=self.model_version)
+        self._show(self._name, sign, _LIFE_S)
 
     def gone(self) -> None:
         """Take the sign of life back."""
@@ -87,6 +113,11 @@ class ThisWorker:
 
 
 this_worker = ThisWorker()
+
+
+@worker_process_init.connect
+def _run(**_: object) -> None:
+    threading.Thread(target=this_worker.run, name="sign of life", daemon=True).start()
 
 
 class Heartbeat(bootsteps.StartStopStep):

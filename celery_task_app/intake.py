@@ -16,6 +16,7 @@ from typing import IO
 from pydantic import BaseModel
 from pydantic_core import to_json
 
+from celery_task_app.backlog import Backlog
 from celery_task_app.batches import BatchStore
 from celery_task_app.errors import BatchTooLarge, Overloaded, RowsRefused, Unavailable
 from celery_task_app.rows import Refused, slices
@@ -54,6 +55,7 @@ class Intake:
         self._schema = schema
         self._store = BatchStore()
         self._publisher = Publisher()
+        self._backlog = Backlog(BATCHES, settings.batch_high_water, self._publisher.depth)
         self._thread = ThreadPoolExecutor(1, "intake")
         self._taking = 0
 
@@ -69,9 +71,10 @@ class Intake:
             MalformedBatch: it can't be read.
             BatchTooLarge: it has more bytes or rows than a batch may have.
             RowsRefused: no row of it, or with all_or_none not every one, is a customer.
-            Overloaded: too many batches are being taken, or the queue is full.
+            Overloaded: too many batches are being taken, or too many rows wait, or the queue is full.
             Unavailable: the broker or the result store did not take it; nothing of it will be computed.
         """
+        self._backlog.refuse_if_full()
         if self._taking >= _MAX_AT_ONCE:
             raise Overloaded("too many batches are being taken")
         self._taking += 1
@@ -105,6 +108,7 @@ class Intake:
             lengths = list(self._check(body, media_type, taken, chunks))
             if not taken.total or (all_or_none and taken.refused):
                 raise RowsRefused("it has rows that are not customers", taken.refused, taken.listed)
+            self._backlog.read()
             chunks.seek(0)
             self._publish(taken, chunks, lengths)
         logger.info("batch taken batch_id=%s rows=%d refused=%d", taken.batch_id, taken.total, taken.refused)
@@ -130,6 +134,7 @@ class Intake:
                     BATCHES,
                     {"batch_id": taken.batch_id, "chunk": number, "content": chunks.read(length).decode()},
                 )
+                self._backlog.published(min(taken.total, settings.batch_chunk_rows))
         except Exception:
             logger.warning("batch taken back batch_id=%s", taken.batch_id)
             with contextlib.suppress(Unavailable):

@@ -96,10 +96,10 @@ class Problem(BaseModel):
     """Every fault of the request."""
 
 
-def problem(kind: str, detail: str, **more: object) -> Response:
+def problem(kind: str, detail: str, retry_after_s: int | str = RETRY_AFTER_S, **more: object) -> Response:
     """Return the answer for a kind of problem, with what this occurrence is about."""
     status, title = PROBLEMS[kind]
-    headers = {"Cache-Control": "no-store"} | ({"Retry-After": RETRY_AFTER_S} if status in _TRY_AGAIN else {})
+    headers = {"Cache-Control": "no-store"} | ({"Retry-After": str(retry_after_s)} if status in _TRY_AGAIN else {})
     body = {"type": f"/problems/{kind}", "title": title, "status": status, "detail": detail, **more}
     return JSONResponse(body, status, headers, _MEDIA_TYPE)
 
@@ -168,7 +168,7 @@ async def _expected(_request: Request, error: ChurnServiceError) -> Response:
     )
     for type_, kind in kinds:
         if isinstance(error, type_):
-            return problem(kind, f"{error}.")
+            return problem(kind, f"{error}.", getattr(error, "retry_after_s", RETRY_AFTER_S))
     raise error
 
 

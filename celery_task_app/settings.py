@@ -47,6 +47,9 @@ class Settings(BaseSettings):
     waiting_room: int = Field(default=4_096, ge=1)
     """Most customers that wait in one API process to be published; beyond it the answer is 429."""
 
+    queue_high_water: int = Field(default=10_000, ge=1)
+    """Customers that wait in the queue, by estimate; if there are more, the answer is 429."""
+
     body_max_bytes: int = Field(default=16_384, ge=1_024)
     """Longest body of `POST /churn/predict`, in bytes; beyond it the answer is 413."""
 
@@ -55,6 +58,9 @@ class Settings(BaseSettings):
 
     batch_max_rows: int = Field(default=200_000, ge=1)
     """Most customers that a batch may have."""
+
+    batch_high_water: int = Field(default=1_000_000, ge=1)
+    """As `QUEUE_HIGH_WATER`, of batches: they have a queue of their own."""
 
     batch_chunk_rows: int = Field(default=1_000, ge=1, le=5_000)
     """Customers that one message of a batch carries; a single prediction waits for two of these at most."""

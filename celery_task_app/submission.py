@@ -19,6 +19,7 @@ from amqp.exceptions import MessageNacked
 from kombu import Connection, Producer, Queue
 from kombu.exceptions import OperationalError
 
+from celery_task_app.backlog import Backlog
 from celery_task_app.errors import BrokerUnavailable, Overloaded, ResultStoreUnavailable, Unavailable
 from celery_task_app.results import ResultStore
 from celery_task_app.settings import settings
@@ -91,6 +92,20 @@ class Publisher:
                 raise BrokerUnavailable(f"the broker did not confirm: {error!r}") from error
             self.send(task, to, kwargs, retries, task_id)
 
+    def depth(self, of: Queue) -> int:
+        """Return how many messages wait in a queue that was published to.
+
+        Raises:
+            BrokerUnavailable: there is no connection yet, or it did not tell.
+        """
+        if self._producer is None:
+            raise BrokerUnavailable("not connected")
+        try:
+            return int(of(self._producer.channel).queue_declare().message_count)
+        except (OperationalError, *self._connection.connection_errors, *self._connection.channel_errors) as error:
+            self.close()
+            raise BrokerUnavailable(f"the broker did not tell a queue's depth: {error!r}") from error
+
     def _send(self, task: str, to: Queue, kwargs: Mapping[str, object], retries: int, task_id: str | None) -> None:
         if self._producer is None:
             self._producer = Producer(self._connection.channel(), auto_declare=False)
@@ -130,6 +145,7 @@ class Submissions:
     def __init__(self) -> None:
         self._store = ResultStore()
         self._publisher = Publisher()
+        self._backlog = Backlog(PREDICTIONS, settings.queue_high_water, self._publisher.depth)
         self._waiting: queue.SimpleQueue[_Submission | None] = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
         self._last = b""  # a task id of the message that was published last
@@ -147,9 +163,10 @@ class Submissions:
             deadline_s: seconds within which it is computed, or expires; DEADLINE_S at most, and if it is None.
 
         Raises:
-            Overloaded: the waiting room or the queue is full.
+            Overloaded: the waiting room or the queue is full, or too many wait in it.
             Unavailable: the broker or the result store did not take it, within 2.5 seconds.
         """
+        self._backlog.refuse_if_full()
         if self._waiting.qsize() >= settings.waiting_room:
             raise Overloaded("too many predictions wait to be queued")
         deadline = time.time() + min(deadline_s or settings.deadline_s, settings.deadline_s)
@@ -202,6 +219,7 @@ class Submissions:
         return group
 
     def _accept(self, group: list[_Submission]) -> None:
+        self._backlog.read()
         self._store.mark_queued({submission.task_id: submission.deadline for submission in group})
         self._last = group[0].task_id.encode()
         self._is_predicted.clear()
@@ -212,6 +230,7 @@ class Submissions:
             with contextlib.suppress(ResultStoreUnavailable):
                 self._store.forget([submission.task_id for submission in group])
             raise
+        self._backlog.published(len(group))
 
 
 def _settle(group: list[_Submission], failure: Unavailable | None) -> None:

@@ -272,26 +272,6 @@ def test_the_process_says_that_it_lives(service: Service) -> None:
     assert (response.status_code, response.json()) == (200, {"status": "alive"})
 
 
-def test_readiness_names_each_part(service: Service) -> None:
-    def loaded() -> dict[str, Any] | None:
-        body = requests.get(f"{service.url}/readyz", timeout=5).json()
-        return body if [sign["model"] for sign in body["workers"].values()] == ["loaded"] else None
-
-    body = until(loaded)  # type: ignore[arg-type]
-    ((name, sign),) = body.pop("workers").items()
-    assert body == {"status": "ready", "broker": "up", "result_store": "up"}
-    assert name.startswith("celery@")
-    assert sign == {"model": "loaded", "detail": MANIFEST["version"]}
-
-
-def test_a_frozen_worker_is_missed_within_20_s(service: Service) -> None:
-    with service.worker.paused():
-        until(lambda: not service.answers("/readyz"), within_s=20)
-        body = problem(requests.get(f"{service.url}/readyz", timeout=5), "not-ready")
-        assert (body["broker"], body["result_store"], body["workers"]) == ("up", "up", {})
-    until(service.answers)
-
-
 def test_probes_are_not_in_the_access_log(service: Service, customer: dict[str, Any]) -> None:
     service.predict(customer)
     service.answers("/livez")
