@@ -10,13 +10,13 @@ from dataclasses import asdict
 from http import HTTPStatus
 from types import FrameType
 from typing import Annotated, Any, Literal
-from uuid import UUID, uuid4
 
 from fastapi import FastAPI, Header, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import AfterValidator, BaseModel
 from starlette.requests import ClientDisconnect
 
+from celery_task_app.access import KeyRequired, describe, digests, new_id, own_id, own_key
 from celery_task_app.batches import BatchReader
 from celery_task_app.bodies import JSONRoute
 from celery_task_app.docs import add_docs
@@ -90,15 +90,7 @@ def _is_no_probe(record: logging.LogRecord) -> bool:
     return not (isinstance(record.args, tuple) and record.args[2] in {"/livez", "/readyz"})
 
 
-def _canonical(text: str) -> str:
-    """Return the id of a task or a batch as it was issued; whatever is none gets the id that never was."""
-    try:
-        return str(UUID(text))
-    except ValueError:
-        return str(UUID(int=0))
-
-
-Id = Annotated[str, AfterValidator(_canonical)]
+Id = Annotated[str, AfterValidator(own_id)]
 IdempotencyKey = Annotated[
     str | None, Header(min_length=1, max_length=255, description="The same key and body, the same prediction.")
 ]
@@ -123,6 +115,8 @@ app = FastAPI(
 app.router.route_class = JSONRoute
 add_problems(app)
 add_docs(app)
+if known := digests():
+    app.add_middleware(KeyRequired, digests=known)
 
 
 @app.post(
@@ -163,10 +157,10 @@ async def predict(
         await parts.submissions.submit(task_id, features, cancel_after)
         return QUEUED
 
-    task_id = str(uuid4())
+    task_id = new_id()
     if idempotency_key is None:
         return await _answer(request, task_id, submit)
-    task_id = await parts.keys.once(idempotency_key, customer.model_dump_json().encode(), task_id, submit)
+    task_id = await parts.keys.once(own_key(idempotency_key), customer.model_dump_json().encode(), task_id, submit)
     return await _answer(request, task_id, parts.results.fetch if _preferred_wait_s(request) else _accepted)
 
 
@@ -251,7 +245,8 @@ async def accept_batch(request: Request, on_error: Literal["skip", "reject"] = "
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type not in (CSV, JSON):
         return problem("unsupported-media-type", f"Send {CSV} or {JSON}.")
-    taken = await request.app.state.intake.take(request.stream(), media_type, all_or_none=on_error == "reject")
+    all_or_none = on_error == "reject"
+    taken = await request.app.state.intake.take(new_id(), request.stream(), media_type, all_or_none=all_or_none)
     body = AcceptedBatch(
         batch_id=taken.batch_id, total=taken.total, refused=taken.refused, rows=[_refused(row) for row in taken.listed]
     )
@@ -475,4 +470,5 @@ async def _held(request: Request, ended: Ended, within_s: int) -> Known | None:
     return None
 
 
+describe(app.openapi())
 correct(app.openapi())

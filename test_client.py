@@ -3,6 +3,7 @@
 import argparse
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import requests
@@ -44,15 +45,17 @@ def answered(response: requests.Response) -> dict[str, Any]:
     return answer
 
 
-def predict(url: str, customer: dict[str, Any], interval_s: float, attempts: int) -> float:
+def predict(url: str, key: str, customer: dict[str, Any], interval_s: float, attempts: int) -> float:
     """Return the customer's probability of churn: ask for it, then fetch it when it is there."""
-    task_id = answered(requests.post(f"{url}/churn/predict", json=customer, timeout=TIMEOUT_S))["task_id"]
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    accepted = answered(requests.post(f"{url}/churn/predict", json=customer, headers=headers, timeout=TIMEOUT_S))
+    where = f"{url}/churn/result/{accepted['task_id']}"
     for attempt in range(attempts):
         time.sleep(interval_s if attempt else 0)
-        result = answered(requests.get(f"{url}/churn/result/{task_id}", timeout=TIMEOUT_S))
+        result = answered(requests.get(where, headers=headers, timeout=TIMEOUT_S))
         if result["status"] == "Success":
             return float(result["probability"])
-    sys.exit(f"Not finished after {attempts} attempts; ask again at {url}/churn/result/{task_id}")
+    sys.exit(f"Not finished after {attempts} attempts; ask again at {where}")
 
 
 if __name__ == "__main__":
@@ -60,9 +63,11 @@ if __name__ == "__main__":
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="where the service listens")
     parser.add_argument("--interval", type=float, default=5, help="seconds from one attempt to the next")
     parser.add_argument("--attempts", type=int, default=5, help="times to ask for the result")
+    parser.add_argument("--key-file", type=Path, help="a file with your API key, if the service needs one")
     arguments = parser.parse_args()
+    url, key = arguments.url.rstrip("/"), arguments.key_file.read_text().strip() if arguments.key_file else ""
     try:
-        print(predict(arguments.url.rstrip("/"), CUSTOMER, arguments.interval, arguments.attempts))
+        print(predict(url, key, CUSTOMER, arguments.interval, arguments.attempts))
     except requests.RequestException as error:
         sys.exit(f"No answer from {arguments.url}: {error}")
     except (AttributeError, KeyError, TypeError) as error:

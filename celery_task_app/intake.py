@@ -7,10 +7,10 @@ import asyncio
 import contextlib
 import logging
 import tempfile
-import uuid
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import IO
 
 from pydantic import BaseModel
@@ -41,7 +41,7 @@ class Taken:
         listed: the first of those.
     """
 
-    batch_id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    batch_id: str
     total: int = 0
     refused: int = 0
     listed: list[Refused] = field(default_factory=list)
@@ -59,10 +59,11 @@ class Intake:
         self._thread = ThreadPoolExecutor(1, "intake")
         self._taking = 0
 
-    async def take(self, body: AsyncIterator[bytes], media_type: str, *, all_or_none: bool) -> Taken:
+    async def take(self, batch_id: str, body: AsyncIterator[bytes], media_type: str, *, all_or_none: bool) -> Taken:
         """Receive a batch, check it, and return once the broker has confirmed all of it.
 
         Args:
+            batch_id: a new UUID.
             body: the rows as text.
             media_type: rows.CSV or rows.JSON.
             all_or_none: refuse the batch if it has a row that is no customer, instead of leaving that row out.
@@ -85,9 +86,8 @@ class Intake:
                     if spool.tell() > settings.batch_max_bytes:
                         raise BatchTooLarge(f"a batch may have {settings.batch_max_bytes} bytes")
                 spool.seek(0)
-                work = asyncio.wrap_future(
-                    self._thread.submit(self._check_and_publish, spool, media_type, all_or_none=all_or_none)
-                )
+                check_and_publish = partial(self._check_and_publish, Taken(batch_id), all_or_none=all_or_none)
+                work = asyncio.wrap_future(self._thread.submit(check_and_publish, spool, media_type))
                 try:
                     return await asyncio.shield(work)
                 except asyncio.CancelledError:
@@ -102,8 +102,7 @@ class Intake:
         await asyncio.to_thread(self._thread.shutdown)
         self._publisher.close()
 
-    def _check_and_publish(self, body: IO[bytes], media_type: str, *, all_or_none: bool) -> Taken:
-        taken = Taken()
+    def _check_and_publish(self, taken: Taken, body: IO[bytes], media_type: str, *, all_or_none: bool) -> Taken:
         with tempfile.TemporaryFile() as chunks:
             lengths = list(self._check(body, media_type, taken, chunks))
             if not taken.total or (all_or_none and taken.refused):

@@ -199,6 +199,16 @@ def serve(keeper: Keeper, port: int, uris: dict[str, str]) -> None:
     keeper.start("API", python, "-m", "uvicorn", "app:app", "--port", str(port), **uris)
     keeper.wait_while(lambda: obstacle_to_serving(port))
 
+    if os.environ.get("API_KEYS"):
+        say("API_KEYS is set, so there is no first prediction: it would need a key, and digests are all that is known.")
+    else:
+        show_a_prediction(keeper, python, url)
+    say(f"Serving on {url} (docs at /docs, logs in .data/). Ctrl-C stops it.")
+    keeper.wait_while(lambda: "serving", math.inf)
+
+
+def show_a_prediction(keeper: Keeper, python: str, url: str) -> None:
+    """Run test_client.py, and say what it says."""
     # The model may be loading still: cold, on a slow disk, that takes longer than the client's own patience.
     customer = ("test_client.py", "--url", url, "--interval", "0.1", "--attempts", "1000")
     client = keeper.begin("test_client", python, *customer, no_proxy=HOST)
@@ -206,8 +216,6 @@ def serve(keeper: Keeper, port: int, uris: dict[str, str]) -> None:
     if client.process.returncode:
         raise PartError(client.last_words())
     say(f"The probability of churn of the example customer: {client.log.read_text().strip()}")
-    say(f"Serving on {url} (docs at /docs, logs in .data/). Ctrl-C stops it.")
-    keeper.wait_while(lambda: "serving", math.inf)
 
 
 def keep(port: int, uris: dict[str, str], pipe: int, lock: IO[str]) -> int:

@@ -28,6 +28,7 @@ from celery_task_app.errors import (
 PROBLEMS = {
     "not-json": (HTTPStatus.BAD_REQUEST, "The body is not JSON"),
     "malformed-batch": (HTTPStatus.BAD_REQUEST, "The body is not a batch"),
+    "unauthorized": (HTTPStatus.UNAUTHORIZED, "This needs an API key"),
     "bad-header": (HTTPStatus.BAD_REQUEST, "A header makes no sense"),
     "unknown-task": (HTTPStatus.NOT_FOUND, "This id was never issued, or its life is over"),
     "unknown-batch": (HTTPStatus.NOT_FOUND, "This batch was never accepted, or its life is over"),

@@ -28,17 +28,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Add each customer's probability of churn to a CSV file.")
     parser.add_argument("file", type=Path, help="CSV with a header row")
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="of the service (%(default)s)")
+    parser.add_argument("--key-file", type=Path, help="a file with your API key, if the service needs one")
     arguments = parser.parse_args()
     try:
-        _score(arguments.file, arguments.url.rstrip("/"))
+        with requests.Session() as session:
+            if arguments.key_file:
+                session.headers["Authorization"] = f"Bearer {arguments.key_file.read_text().strip()}"
+            _score(session, arguments.file, arguments.url.rstrip("/"))
     except (ScoreError, OSError) as error:  # requests' own errors are OSErrors
         sys.stderr.write(f"\nNot scored: {error}\n")
         return 1
     return 0
 
 
-def _score(path: Path, url: str) -> None:
-    with path.open("rb") as file, requests.Session() as session:
+def _score(session: requests.Session, path: Path, url: str) -> None:
+    with path.open("rb") as file:
         accepted = _asked(
             session, "POST", f"{url}/churn/batches", data=file, headers={"Content-Type": "text/csv"}
         ).json()

@@ -9,7 +9,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class Settings(BaseSettings):
     """One frozen set of settings for a process; a field's environment variable has its name in capitals."""
 
-    model_config = SettingsConfigDict(frozen=True, use_attribute_docstrings=True)
+    model_config = SettingsConfigDict(frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True)
 
     broker_uri: str = "amqp://guest:guest@localhost:5672//"
     """Where tasks are queued: `amqp://…` (RabbitMQ, the durable choice) or `redis://…` (Valkey or Redis)."""
@@ -49,6 +49,9 @@ class Settings(BaseSettings):
 
     queue_high_water: int = Field(default=10_000, ge=1)
     """Customers that wait in the queue, by estimate; if there are more, the answer is 429."""
+
+    api_keys: str = Field(default="", pattern=r"^([0-9a-fA-F]{64}(\s*,\s*[0-9a-fA-F]{64})*)?$")
+    """SHA-256 digests, in hex and with commas between, of the keys with which the API may be used; empty: by all."""
 
     body_max_bytes: int = Field(default=16_384, ge=1_024)
     """Longest body of `POST /churn/predict`, in bytes; beyond it the answer is 413."""

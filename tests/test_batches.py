@@ -417,7 +417,7 @@ def test_a_broker_that_is_away_is_503_and_nothing_is_left(service: Service, rows
 
 def test_a_publish_that_fails_half_way_takes_the_batch_back(here: Servers, rows: list[Row]) -> None:
     from celery_task_app.errors import BrokerUnavailable
-    from celery_task_app.intake import Intake
+    from celery_task_app.intake import Intake, Taken
     from models import Customer
 
     intake, store = Intake(Customer), BatchStore()
@@ -432,7 +432,7 @@ def test_a_publish_that_fails_half_way_takes_the_batch_back(here: Servers, rows:
     intake._publisher.send = send  # type: ignore[method-assign]
     body = io.BytesIO(as_csv(rows * 20).encode())
     with pytest.raises(BrokerUnavailable):
-        intake._check_and_publish(body, "text/csv", all_or_none=False)
+        intake._check_and_publish(Taken(str(uuid4())), body, "text/csv", all_or_none=False)
     (batch,) = set(store._client.scan_iter("churn:batch:*")) - before
     assert store._client.hget(batch, "state") == b"deleted"
     assert len(sent) == 2

@@ -122,6 +122,13 @@ def test_the_first_thing_a_person_sees_is_a_prediction_even_in_a_folder_with_a_s
     assert tree.complained() == ""
 
 
+def test_with_api_keys_no_prediction_is_shown_and_the_rest_serves(tree: Tree) -> None:
+    tree.serve(API_KEYS="0" * 64)
+    assert "API_KEYS is set, so there is no first prediction" in tree.said()
+    assert requests.get(f"{tree.url}/readyz", timeout=10).status_code == 200
+    assert requests.get(f"{tree.url}/churn/model", timeout=10).status_code == 401
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_everything_cleanly(tree: Tree, number: signal.Signals) -> None:
     launcher = tree.serve()
