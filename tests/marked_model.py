@@ -32,7 +32,17 @@ class MarkedModel:
         return np.column_stack((1 - churn, np.where(customers["Customer_Age"] == IS_NAN, np.nan, churn)))
 
 
-def save(folder: Path) -> Path:
+class SlowModel(MarkedModel):
+    """Takes so long that a small load is too much."""
+
+    PER_CUSTOMER_S = 0.02
+
+    def predict_proba(self, customers: pd.DataFrame) -> np.ndarray:
+        time.sleep(len(customers) * self.PER_CUSTOMER_S)
+        return super().predict_proba(customers)
+
+
+def save(folder: Path, model: MarkedModel = MarkedModel()) -> Path:  # noqa: B008 - it never changes
     path = folder / "marked.joblib"
-    joblib.dump(MarkedModel(), path)
+    joblib.dump(model, path)
     return path
