@@ -11,7 +11,7 @@ from http import HTTPStatus
 from types import FrameType
 from typing import Annotated, Any, Literal
 
-from fastapi import FastAPI, Header, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import AfterValidator, BaseModel
 from starlette.requests import ClientDisconnect
@@ -21,6 +21,7 @@ from celery_task_app.batches import BatchReader
 from celery_task_app.bodies import JSONRoute
 from celery_task_app.docs import add_docs
 from celery_task_app.errors import ArtifactMissing, Expired, RowsRefused
+from celery_task_app.headers import CANCEL_AFTER, IDEMPOTENCY_KEY, PREFER, parameters, preferred_wait_s
 from celery_task_app.health import readiness
 from celery_task_app.idempotency import IdempotencyKeys
 from celery_task_app.intake import Intake
@@ -91,14 +92,6 @@ def _is_no_probe(record: logging.LogRecord) -> bool:
 
 
 Id = Annotated[str, AfterValidator(own_id)]
-IdempotencyKey = Annotated[
-    str | None, Header(min_length=1, max_length=255, description="The same key and body, the same prediction.")
-]
-CancelAfter = Annotated[int | None, Header(ge=1, description="Seconds within which it is computed, or expires.")]
-Prefer = Annotated[
-    str | None,
-    Header(description="`wait=N`: answer when it has ended, or in N seconds (RFC 7240).", examples=["wait=5"]),
-]
 
 app = FastAPI(
     title="Churn predictions",
@@ -142,16 +135,12 @@ if known := digests():
         "internal-error",
         "unavailable",
     ),
+    openapi_extra=parameters(IDEMPOTENCY_KEY, CANCEL_AFTER, PREFER),
 )
-async def predict(
-    customer: Customer,
-    request: Request,
-    idempotency_key: IdempotencyKey = None,
-    cancel_after: CancelAfter = None,
-    prefer: Prefer = None,  # noqa: ARG001 - for OpenAPI; there may be more than one
-) -> Response:
+async def predict(customer: Customer, request: Request) -> Response:
     """Queue a customer's prediction, and answer with its task id once the queue has confirmed that it keeps it."""
     parts, features = request.app.state, customer.model_dump()
+    idempotency_key, cancel_after = IDEMPOTENCY_KEY.of(request), CANCEL_AFTER.of(request)
 
     async def submit(task_id: str) -> Known:
         await parts.submissions.submit(task_id, features, cancel_after)
@@ -161,7 +150,7 @@ async def predict(
     if idempotency_key is None:
         return await _answer(request, task_id, submit)
     task_id = await parts.keys.once(own_key(idempotency_key), customer.model_dump_json().encode(), task_id, submit)
-    return await _answer(request, task_id, parts.results.fetch if _preferred_wait_s(request) else _accepted)
+    return await _answer(request, task_id, parts.results.fetch if preferred_wait_s(request) else _accepted)
 
 
 @app.get(
@@ -173,8 +162,9 @@ async def predict(
     responses=NOT_STORED
     | PROCESSING
     | documented("unknown-task", "deleted", "expired", "prediction-failed", "internal-error", "unavailable"),
+    openapi_extra=parameters(PREFER),
 )
-async def result(task_id: Id, request: Request, prefer: Prefer = None) -> Response:  # noqa: ARG001 - as above
+async def result(task_id: Id, request: Request) -> Response:
     """Fetch the prediction of a task id; with `Prefer: wait=N`, wait for it."""
     return await _answer(request, task_id, request.app.state.results.fetch)
 
@@ -425,7 +415,7 @@ async def _answer(request: Request, task_id: str, learn: Callable[[str], Awaitab
         learn: submits the prediction, or reads it; its end is listened for before.
     """
     headers = {"Cache-Control": "no-store", "Vary": "Prefer"}
-    wait_s, parts = _preferred_wait_s(request), request.app.state
+    wait_s, parts = preferred_wait_s(request), request.app.state
     if not wait_s or parts.waiting.is_full:
         known = await learn(task_id)
     else:
@@ -444,19 +434,10 @@ async def _answer(request: Request, task_id: str, learn: Callable[[str], Awaitab
         return problem(kind, "Send the customer to POST /churn/predict again.")
     if known.state is State.FAILURE:
         return problem("prediction-failed", f"The worker gave up: {known.error}.")
-    prediction = Prediction.model_validate({"task_id": task_id, **asdict(known)})
+    prediction = Prediction.model_validate(
+        {"task_id": task_id, "probability": known.probability, "model_version": known.model_version}
+    )
     return Response(prediction.model_dump_json(), HTTPStatus.OK, headers, "application/json")
-
-
-def _preferred_wait_s(request: Request) -> int:
-    """Return how long the client wants to wait (`Prefer: wait=N`, RFC 7240), at most MAX_WAIT_S; 0 if it does not."""
-    for header in request.headers.getlist("prefer"):
-        for preference in header.split(","):
-            name, _, value = preference.partition(";")[0].partition("=")
-            value = value.strip().strip('"')
-            if name.strip().lower() == "wait" and value.isascii() and value.isdecimal():
-                return min(int(value[:9]), settings.max_wait_s)
-    return 0
 
 
 async def _held(request: Request, ended: Ended, within_s: int) -> Known | None:

@@ -5,7 +5,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from pydantic import TypeAdapter, ValidationError
 from starlette.requests import ClientDisconnect
 
 from celery_task_app.errors import BodyTooLarge, NotJSON, NotJSONType
@@ -13,30 +15,37 @@ from celery_task_app.settings import settings
 
 
 class JSONRoute(APIRoute):
-    """A route whose body, if it takes one, is read and parsed here: the framework keeps the last of two equal names."""
+    """A route whose endpoint, if it takes a body, is called with that and the request, and with nothing else.
+
+    Reading, parsing and validating are done here: the framework keeps the last of two equal names, and takes a fifth of
+    a request's time to find out that there is nothing else to inject.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:  # type: ignore[override]
-        """Return the framework's handler, given a body that is already parsed."""
-        handle = super().get_route_handler()
+        """Return the framework's handler, or for a route with a body the one that this class is for."""
         if self.body_field is None:
-            return handle
+            return super().get_route_handler()
+        needs = self.dependant
+        if any((needs.dependencies, needs.path_params, needs.query_params, needs.header_params, needs.cookie_params)):
+            raise TypeError(f"{self.path}: an endpoint with a JSON body takes the body and the request, nothing else")
+        validate = TypeAdapter[Any](self.body_field.field_info.annotation or Any).validate_python
+        endpoint = self.endpoint
 
-        async def handle_json(request: Request) -> Response:
+        async def handle(request: Request) -> Response:
             if not _is_json(request.headers.get("content-type", "")):
                 raise NotJSONType("Send it with Content-Type: application/json")
             body = b"".join([chunk async for chunk in chunks(request, settings.body_max_bytes)])
-            return await handle(_ParsedRequest(request, body, parse(body) if body else None))
+            if not body:
+                raise RequestValidationError([{"type": "missing", "loc": ("body",), "msg": "Field required"}])
+            try:
+                value = validate(parse(body))
+            except ValidationError as error:
+                faults = error.errors(include_input=False, include_context=False, include_url=False)
+                raise RequestValidationError([{**fault, "loc": ("body", *fault["loc"])} for fault in faults]) from error
+            response: Response = await endpoint(value, request)
+            return response
 
-        return handle_json
-
-
-class _ParsedRequest(Request):
-    """A request as the framework wants to read it, after it was read."""
-
-    def __init__(self, request: Request, body: bytes, value: object) -> None:
-        super().__init__(request.scope, request.receive)
-        self._body = body
-        self._json = value
+        return handle
 
 
 async def chunks(request: Request, most_bytes: int) -> AsyncIterator[bytes]:

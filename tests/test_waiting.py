@@ -12,9 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 import requests
-from starlette.requests import Request
 
-from app import _preferred_wait_s
 from celery_task_app.results import ENDED
 from tests.processes import Service, redis_answers, running_servers, running_service, until
 
@@ -42,33 +40,6 @@ def held(service: Service, task_id: str) -> Iterator[HTTPConnection]:
         client.request("GET", f"/churn/result/{task_id}", headers={"Prefer": "wait=20"})
         assert service.result(task_id).status_code == 202
         yield client
-
-
-@pytest.mark.parametrize(
-    ("headers", "wait_s"),
-    [
-        ([], 0),
-        (["wait=10"], 10),
-        (["WAIT = 10"], 10),
-        (['wait="10"'], 10),
-        (["respond-async, wait=10"], 10),
-        (["respond-async", "wait=10; why=not"], 10),
-        (["wait=10, wait=20"], 10),
-        (["wait=1000"], 25),
-        (["wait=99999999999999999999999"], 25),
-        (["wait=0"], 0),
-        (["wait"], 0),
-        (["wait="], 0),
-        (["wait=-1"], 0),
-        (["wait=1.5"], 0),
-        (["wait=²"], 0),
-        (["wait=soon"], 0),
-        (["awaits=5"], 0),
-    ],
-)
-def test_prefer_is_read_as_the_rfc_says_and_capped(headers: list[str], wait_s: int) -> None:
-    raw = [(b"prefer", header.encode("latin-1")) for header in headers]
-    assert _preferred_wait_s(Request({"type": "http", "headers": raw})) == wait_s
 
 
 def test_a_post_that_waits_is_answered_with_the_prediction(service: Service, customer: dict[str, Any]) -> None:
