@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format train lock
+.PHONY: help run test check format bench bench-peers train lock
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # A requirements file is installed once: the mark is newer than the file until the file changes.
 $(VENV)/.installed: requirements.txt
@@ -33,6 +33,18 @@ check: $(VENV)/.installed-test ## lint, formatting and types
 format: $(VENV)/.installed-test ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed-test ## measure the service beside a synchronous app, in one run (ARGS="--servers valkey")
+	$(BIN)/python -m benchmarks.compare --out .data/bench $(ARGS)
+
+# The peers have an environment of their own: their pins are not the service's.
+.venv-peers/.installed: benchmarks/peers/requirements.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet -r benchmarks/peers/requirements.txt
+	@touch $@
+
+bench-peers: $(VENV)/.installed-test .venv-peers/.installed ## the same with LitServe and BentoML, into benchmarks/
+	$(BIN)/python -m benchmarks.compare --peers --out benchmarks/comparison $(ARGS)
 
 train: $(VENV)/.installed ## train the shipped model again: make train DATA=path/to/BankChurners.csv
 	$(BIN)/python -m celery_task_app.ml.train --data $(or $(DATA),BankChurners.csv) --out celery_task_app/ml/artifacts

@@ -115,6 +115,7 @@ def main() -> None:
         figures = stand.in_turns(running, options.clients, options.rounds, options.seconds)
     print(table(figures))
     if options.out:
+        options.out.parent.mkdir(exist_ok=True)
         kept: dict[str, object] = {
             "date": datetime.now(UTC).date().isoformat(),
             "machine": stand.machine(),
