@@ -11,7 +11,8 @@ COPY app.py models.py ./
 COPY celery_task_app celery_task_app
 USER churn
 EXPOSE 8000
-CMD ["uvicorn", "app:app", "--host", "0.0.0.0", "--port", "8000"]
+# A client that never ends its request holds up a stop for no longer than this.
+CMD ["uvicorn", "app:app", "--host", "0.0.0.0", "--port", "8000", "--timeout-graceful-shutdown", "20"]
 
 FROM base AS worker
 # LightGBM's wheel expects the system's OpenMP.

@@ -74,14 +74,21 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 def _on_stop(release: Callable[[], None]) -> None:
-    """Let those go who wait as soon as the server is told to stop: it first answers every request that it holds."""
-    loop = asyncio.get_running_loop()
+    """Let those go who wait as soon as the server is told to stop: it first answers every request that it holds.
+
+    The server is told of a SIGTERM as of a Ctrl-C, which it takes for a stop that was wanted and exits with 0; of a
+    SIGTERM it would die itself, once it is done, and its exit code would be that of a failure. As PID 1, 0 anyway.
+    """
+    loop, is_told = asyncio.get_running_loop(), False
     for number in (signal.SIGINT, signal.SIGTERM):
         servers_own = signal.getsignal(number)
 
         def stop(number: int, frame: FrameType | None, then: Any = servers_own) -> None:
+            nonlocal is_told
             loop.call_soon_threadsafe(release)
-            then(number, frame)
+            if number == signal.SIGINT or not is_told:  # a second Ctrl-C, and only that, cuts short what it holds
+                is_told = True
+                then(signal.SIGINT, frame)
 
         signal.signal(number, stop)
 

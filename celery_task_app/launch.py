@@ -196,7 +196,8 @@ def serve(keeper: Keeper, port: int, uris: dict[str, str]) -> None:
     uris = uris or start_valkey(keeper)
     worker = ("celery", "-A", "celery_task_app.worker", "worker", "-l", "info")
     keeper.start("worker", python, "-m", *worker, WARM_UP="true", **uris)
-    keeper.start("API", python, "-m", "uvicorn", "app:app", "--port", str(port), **uris)
+    api = ("uvicorn", "app:app", "--port", str(port), "--timeout-graceful-shutdown", "10")
+    keeper.start("API", python, "-m", *api, **uris)
     keeper.wait_while(lambda: obstacle_to_serving(port))
 
     if os.environ.get("API_KEYS"):
