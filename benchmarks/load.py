@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from test_client import CUSTOMER
+
 new_event_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
 with suppress(ImportError):
     from uvloop import new_event_loop
@@ -28,28 +30,6 @@ WARM_UP_REQUESTS = 50
 TIMEOUT_S = 30  # of a whole prediction
 PAUSE_S = 0.1  # after an error, so that a service in trouble is not hammered
 WAIT_S = 25
-
-CUSTOMER = {  # as in test_client.py
-    "Customer_Age": 45,
-    "Gender": "M",
-    "Dependent_count": 3,
-    "Education_Level": "High School",
-    "Marital_Status": "Married",
-    "Income_Category": "$60K - $80K",
-    "Card_Category": "Blue",
-    "Months_on_book": 39,
-    "Total_Relationship_Count": 5,
-    "Months_Inactive_12_mon": 1,
-    "Contacts_Count_12_mon": 3,
-    "Credit_Limit": 12691,
-    "Total_Revolving_Bal": 777,
-    "Avg_Open_To_Buy": 11914,
-    "Total_Amt_Chng_Q4_Q1": 1.335,
-    "Total_Trans_Amt": 1144,
-    "Total_Trans_Ct": 42,
-    "Total_Ct_Chng_Q4_Q1": 1.625,
-    "Avg_Utilization_Ratio": 0.061,
-}
 
 
 def customers(seed: int) -> Iterator[bytes]:

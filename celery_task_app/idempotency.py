@@ -9,12 +9,11 @@ import hashlib
 import json
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import cast
 
-import redis
-
 from celery_task_app.errors import KeyInUse, KeyReused, ResultStoreUnavailable
-from celery_task_app.results import async_client
+from celery_task_app.results import async_client, store_errors
 from celery_task_app.settings import settings
 
 _KEY = "churn:idempotency:{}"
@@ -68,7 +67,8 @@ class IdempotencyKeys:
         try:
             await submit(task_id)
         except BaseException:
-            await self._settle(name, claim, "")
+            with suppress(ResultStoreUnavailable):  # then the claim's own short life frees the key
+                await self._settle(name, claim, "")
             raise
         await self._settle(name, claim, claim.replace("false", "true"))
         return task_id
@@ -79,17 +79,12 @@ class IdempotencyKeys:
 
     async def _claim(self, name: str, claim: str) -> dict[str, object] | None:
         """Claim the key; return who has it already."""
-        try:
+        with store_errors():
             async with asyncio.timeout(_PATIENCE_S):
                 known = await self._client.set(name, claim, nx=True, get=True, ex=_CLAIM_LIFE_S)
-        except (redis.RedisError, TimeoutError) as error:
-            raise ResultStoreUnavailable(f"the result store can't be used: {error!r}") from error
         return None if known is None else json.loads(cast("bytes", known))
 
     async def _settle(self, name: str, claim: str, outcome: str) -> None:
-        try:
+        with store_errors():
             async with asyncio.timeout(_PATIENCE_S):
                 await self._if_mine(keys=[name], args=[claim, outcome, settings.idempotency_ttl_s])
-        except (redis.RedisError, TimeoutError) as error:
-            if outcome:
-                raise ResultStoreUnavailable(f"the result store can't be used: {error!r}") from error

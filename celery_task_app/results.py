@@ -209,11 +209,9 @@ class ResultReader:
             answer = self._asked[task_id] = asyncio.get_running_loop().create_future()
             if self._reading is None:
                 self._reading = asyncio.create_task(self._read())
-        try:
+        with store_errors():
             async with asyncio.timeout(_READ_WITHIN_S):
                 value = await asyncio.shield(answer)
-        except (redis.RedisError, TimeoutError) as error:
-            raise ResultStoreUnavailable(f"the result store can't be read: {error!r}") from error
         known = None if value is None else decode(value)
         if known is not None and known.is_overdue:
             return await self._expire(task_id)
@@ -222,10 +220,8 @@ class ResultReader:
     async def _expire(self, task_id: str) -> Prediction | None:
         """Write that it has expired, unless it has ended meanwhile; return what is known then."""
         expired = _outcome(task_id, Expired("not computed within its deadline"), None, _now())
-        try:
+        with store_errors():
             await self._store(keys=[key_of(task_id)], args=[ENDED, _QUEUED_PREFIX, settings.result_ttl_s, expired])
-        except redis.RedisError as error:
-            raise ResultStoreUnavailable(f"the result store can't be written: {error!r}") from error
         return await self.fetch(task_id)
 
     async def delete(self, task_id: str) -> bool:
@@ -235,11 +231,9 @@ class ResultReader:
             ResultStoreUnavailable: within 2.5 seconds.
         """
         tombstone = _outcome(task_id, Deleted("deleted by the client"), None, _now())
-        try:
+        with store_errors():
             async with asyncio.timeout(_READ_WITHIN_S):
                 known = await self._delete(keys=[key_of(task_id)], args=[ENDED, tombstone, settings.result_ttl_s])
-        except (redis.RedisError, TimeoutError) as error:
-            raise ResultStoreUnavailable(f"the result store can't be written: {error!r}") from error
         return bool(known)
 
     async def close(self) -> None:
@@ -267,11 +261,11 @@ key_of = app.backend.get_key_for_task
 
 @contextmanager
 def store_errors() -> Iterator[None]:
-    """Whatever the result store has against a call is ResultStoreUnavailable."""
+    """Whatever the result store has against a call, or that it took too long, is ResultStoreUnavailable."""
     try:
         yield
-    except redis.RedisError as error:
-        raise ResultStoreUnavailable(f"the result store can't be used: {error}") from error
+    except (redis.RedisError, TimeoutError) as error:
+        raise ResultStoreUnavailable(f"the result store can't be used: {error!r}") from error
 
 
 def _encode(task_id: str, state: State, result: object, date_done: str | None, **more: object) -> str:
