@@ -4,55 +4,37 @@ import asyncio
 import gc
 import logging
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from http import HTTPStatus
 from types import FrameType
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import AfterValidator, BaseModel
-from starlette.requests import ClientDisconnect
+from fastapi.responses import JSONResponse
 
-from celery_task_app.access import KeyRequired, describe, digests, new_id, own_id, own_key
+from celery_task_app.access import Id, KeyRequired, describe, digests, new_id, own_key
+from celery_task_app.answers import NOT_STORED, later, later_at
+from celery_task_app.batch_routes import add_batches
 from celery_task_app.batches import BatchReader
 from celery_task_app.bodies import JSONRoute
 from celery_task_app.docs import add_docs
-from celery_task_app.errors import ArtifactMissing, Expired, RowsRefused
+from celery_task_app.errors import ArtifactMissing, Expired
 from celery_task_app.headers import CANCEL_AFTER, IDEMPOTENCY_KEY, PREFER, parameters, preferred_wait_s
 from celery_task_app.health import readiness
 from celery_task_app.idempotency import IdempotencyKeys
 from celery_task_app.intake import Intake
 from celery_task_app.ml.manifest import read_manifest
-from celery_task_app.problems import (
-    HEADERS,
-    RETRY_AFTER_S,
-    Answers,
-    Fault,
-    add_problems,
-    correct,
-    documented,
-    problem,
-)
+from celery_task_app.problems import add_problems, correct, documented, problem
 from celery_task_app.results import QUEUED, ResultReader, State
 from celery_task_app.results import Prediction as Known
-from celery_task_app.rows import CSV, JSON, NDJSON, Refused, end, written
 from celery_task_app.settings import settings
 from celery_task_app.submission import Submissions
 from celery_task_app.waiting import Ended, Waiting
-from models import AcceptedBatch, Alive, Batch, Customer, ModelCard, Prediction, Ready, RefusedRow, Task
+from models import Alive, Customer, ModelCard, Prediction, Ready, Task
 
 _LOOK_EVERY_S = 5  # whether a client that waits is still there
-
-NOT_STORED: Answers = {HTTPStatus.OK: {"headers": {"Cache-Control": HEADERS["Cache-Control"]}}}
-
-
-def later(model: type[BaseModel], description: str) -> Answers:
-    """Return an answer that says where to ask again, for OpenAPI."""
-    return {HTTPStatus.ACCEPTED: {"model": model, "description": description, "headers": HEADERS}}
-
 
 PROCESSING = later(Task, "Not computed yet")
 
@@ -97,8 +79,6 @@ def _is_no_probe(record: logging.LogRecord) -> bool:
     """Return whether a line of uvicorn's access log is about anything but a health probe."""
     return not (isinstance(record.args, tuple) and record.args[2] in {"/livez", "/readyz"})
 
-
-Id = Annotated[str, AfterValidator(own_id)]
 
 app = FastAPI(
     title="Churn predictions",
@@ -208,170 +188,6 @@ def model() -> Any:  # reads a file, so it gets a thread
         return problem("no-manifest", "There is no manifest beside the model file.")
 
 
-@app.post(
-    "/churn/batches",
-    operation_id="create_batch",
-    tags=["batches"],
-    status_code=HTTPStatus.ACCEPTED,
-    response_model=AcceptedBatch,
-    responses=later(AcceptedBatch, "Accepted")
-    | documented(
-        "malformed-batch",
-        "batch-too-large",
-        "unsupported-media-type",
-        "invalid-rows",
-        "overloaded",
-        "internal-error",
-        "unavailable",
-    ),
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {
-                CSV: {"schema": {"type": "string"}},
-                JSON: {"schema": {"type": "array", "minItems": 1, "items": {"$ref": "#/components/schemas/Customer"}}},
-            },
-        }
-    },
-)
-async def accept_batch(request: Request, on_error: Literal["skip", "reject"] = "skip") -> Response:
-    """Queue many customers: CSV with a header row, or a JSON array.
-
-    Rows that are not customers are named and left out, or with `on_error=reject` the whole is refused.
-    """
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type not in (CSV, JSON):
-        return problem("unsupported-media-type", f"Send {CSV} or {JSON}.")
-    all_or_none = on_error == "reject"
-    taken = await request.app.state.intake.take(new_id(), request.stream(), media_type, all_or_none=all_or_none)
-    body = AcceptedBatch(
-        batch_id=taken.batch_id, total=taken.total, refused=taken.refused, rows=[_refused(row) for row in taken.listed]
-    )
-    headers = _later(f"/churn/batches/{taken.batch_id}")
-    return Response(body.model_dump_json(exclude_none=True), HTTPStatus.ACCEPTED, headers, "application/json")
-
-
-@app.get(
-    "/churn/batches/{batch_id}",
-    operation_id="get_batch",
-    tags=["batches"],
-    response_model=Batch,
-    responses=NOT_STORED
-    | later(Batch, "Not all computed yet")
-    | documented("unknown-batch", "batch-deleted", "unavailable"),
-)
-async def batch(batch_id: Id, request: Request) -> Response:
-    """Say how far a batch is."""
-    known = await request.app.state.batches.find(batch_id)
-    if known is None or known.deleted:
-        return _no_batch(known)
-    body = Batch(
-        batch_id=batch_id,
-        status="Success" if known.ended else "Processing",
-        total=known.total,
-        done=known.done,
-        failed=known.failed,
-        model_version=known.model_version,
-    ).model_dump_json()
-    if known.ended:
-        return Response(body, media_type="application/json", headers={"Cache-Control": "no-store"})
-    return Response(body, HTTPStatus.ACCEPTED, _later(f"/churn/batches/{batch_id}"), "application/json")
-
-
-_RESULTS: dict[str, Any] = {media_type: {"schema": {"type": "string"}} for media_type in (NDJSON, CSV)} | {
-    JSON: {
-        "schema": {
-            "type": "array",
-            "items": {"type": "object"},
-            "examples": [[{"row": 0, "probability": 0.0003718108139585349}]],
-        }
-    }
-}
-
-
-@app.get(
-    "/churn/batches/{batch_id}/results",
-    operation_id="get_batch_results",
-    tags=["batches"],
-    response_class=Response,
-    responses={
-        HTTPStatus.OK: {"content": _RESULTS, "description": "Every row, in the order sent"},
-        HTTPStatus.ACCEPTED: {"content": _RESULTS, "description": "The rows that are there"},
-    }
-    | documented("unknown-batch", "not-acceptable", "batch-deleted", "unavailable"),
-)
-async def batch_results(batch_id: Id, request: Request) -> Response:
-    """Fetch a batch's results in the order sent, as NDJSON, JSON or CSV (`Accept`); those that are there so far."""
-    media_type = _best(request.headers.get("accept") or "*/*", (NDJSON, JSON, CSV))
-    if media_type is None:
-        return problem("not-acceptable", f"Accept {NDJSON}, {JSON} or {CSV}.")
-    known = await request.app.state.batches.find(batch_id)
-    if known is None or known.deleted:
-        return _no_batch(known)
-
-    async def body() -> AsyncIterator[bytes]:
-        first = True
-        async for scored in request.app.state.batches.results(batch_id, known):
-            yield written(scored, media_type, first=first)
-            first = False
-        if first:
-            yield written([], media_type, first=True)
-        yield end(media_type)
-
-    headers = {"Cache-Control": "no-store", "Vary": "Accept"}
-    if not known.ended:
-        headers["Retry-After"] = RETRY_AFTER_S
-    return StreamingResponse(body(), HTTPStatus.OK if known.ended else HTTPStatus.ACCEPTED, headers, media_type)
-
-
-@app.delete(
-    "/churn/batches/{batch_id}",
-    operation_id="delete_batch",
-    tags=["batches"],
-    status_code=HTTPStatus.NO_CONTENT,
-    responses=documented("unknown-batch", "unavailable"),
-)
-async def delete_batch(batch_id: Id, request: Request) -> Response:
-    """Cancel what a batch still waits for, and erase its results."""
-    if not await request.app.state.batches.delete(batch_id):
-        return _no_batch(None)
-    return Response(status_code=HTTPStatus.NO_CONTENT)
-
-
-def _no_batch(known: object) -> Response:
-    if known is None:
-        return problem("unknown-batch", "A batch's id is a UUID, as POST /churn/batches answers it.")
-    return problem("batch-deleted", "Its rows are not computed, and its results are erased.")
-
-
-def _refused(row: Refused) -> RefusedRow:
-    """Name each fault of a row, and repeat no value."""
-    faults = [
-        Fault(pointer="/".join(["#", str(row.row), *filter(None, [place])]), code=code, message=message)
-        for place, code, message in row.faults
-    ]
-    return RefusedRow(row=row.row, line=row.line, errors=faults)
-
-
-def _best(accept: str, offered: Sequence[str]) -> str | None:
-    """Return which of the media types the client likes best; None if it takes none (RFC 9110, 12.5.1)."""
-    wanted: dict[str, float] = {}
-    for part in accept.split(","):
-        name, *parameters = (text.strip().lower() for text in part.split(";"))
-        quality = next((text[2:] for text in parameters if text.startswith("q=")), "1")
-        try:
-            wanted[name] = float(quality)
-        except ValueError:
-            wanted[name] = 0.0
-
-    def liked(media_type: str) -> float:
-        ranges = (media_type, media_type.partition("/")[0] + "/*", "*/*")
-        return next((wanted[name] for name in ranges if name in wanted), 0.0)
-
-    best = max(offered, key=liked)
-    return best if liked(best) > 0 else None
-
-
 @app.get("/livez", operation_id="get_liveness", tags=["operations"], response_description="Alive")
 async def livez() -> Alive:
     """Say that this process answers."""
@@ -392,21 +208,6 @@ async def readyz() -> Response:
     if not parts.ready:
         return problem("not-ready", "See broker, result_store and workers.", **asdict(parts))
     return JSONResponse({"status": "ready", **asdict(parts)}, headers={"Cache-Control": "no-store"})
-
-
-@app.exception_handler(RowsRefused)
-async def _rows_refused(_request: Request, error: RowsRefused) -> Response:
-    rows = [_refused(row).model_dump(exclude_none=True) for row in error.listed if isinstance(row, Refused)]
-    return problem("invalid-rows", f"{error}.", refused=error.count, rows=rows)
-
-
-@app.exception_handler(ClientDisconnect)
-async def _incomplete(_request: Request, _error: ClientDisconnect) -> Response:
-    return Response(status_code=HTTPStatus.BAD_REQUEST)  # nobody hears it: the client went before its batch had ended
-
-
-def _later(location: str) -> dict[str, str]:
-    return {"Location": location, "Retry-After": RETRY_AFTER_S, "Cache-Control": "no-store"}
 
 
 async def _accepted(_task_id: str) -> Known:
@@ -434,7 +235,7 @@ async def _answer(request: Request, task_id: str, learn: Callable[[str], Awaitab
     if known is None:
         return problem("unknown-task", "Send the customer to POST /churn/predict again.")
     if known.is_queued:
-        headers |= _later(f"/churn/result/{task_id}")
+        headers |= later_at(f"/churn/result/{task_id}")
         return Response(Task(task_id=task_id).model_dump_json(), HTTPStatus.ACCEPTED, headers, "application/json")
     if known.state is State.REVOKED:
         kind = "expired" if known.error == Expired.__name__ else "deleted"
@@ -458,5 +259,6 @@ async def _held(request: Request, ended: Ended, within_s: int) -> Known | None:
     return None
 
 
+add_batches(app)
 describe(app.openapi())
 correct(app.openapi())

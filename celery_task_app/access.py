@@ -7,9 +7,10 @@ message authentication code of the others, made with the digest of the key that 
 import hashlib
 import hmac
 from contextvars import ContextVar
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID, uuid4
 
+from pydantic import AfterValidator
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from celery_task_app.problems import documented, problem
@@ -70,6 +71,10 @@ def own_id(text: str) -> str:
         return _NO_ID
     is_own = caller is None or hmac.compare_digest(_signed(sent, caller), sent.bytes)
     return str(sent) if is_own else _NO_ID
+
+
+Id = Annotated[str, AfterValidator(own_id)]
+"""A task's or a batch's id in a path."""
 
 
 def own_key(idempotency_key: str) -> str:

@@ -11,6 +11,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
+from celery_task_app.answers import HEADERS, RETRY_AFTER_S, Answers
 from celery_task_app.errors import (
     BadBody,
     BatchError,
@@ -53,23 +54,6 @@ PROBLEMS = {
 }
 _TRY_AGAIN = {HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
 _MEDIA_TYPE = "application/problem+json"
-
-RETRY_AFTER_S = "1"
-"""Seconds after which what was refused for now, or is not there yet, may be asked for again."""
-
-Answers = dict[int | str, dict[str, Any]]
-"""A route's answers by status, as FastAPI wants them described for OpenAPI."""
-
-HEADERS: dict[str, dict[str, Any]] = {
-    "Location": {"description": "Where to ask for the prediction.", "schema": {"type": "string"}},
-    "Retry-After": {"description": "Seconds to wait before the next request.", "schema": {"type": "integer"}},
-    "Cache-Control": {"description": "No answer is to be kept by a cache.", "schema": {"const": "no-store"}},
-    "Preference-Applied": {
-        "description": "The request was held: `wait=N`, N seconds at most.",
-        "schema": {"type": "string"},
-    },
-}
-"""What the headers of the answers mean, for OpenAPI."""
 
 
 class Fault(BaseModel):
