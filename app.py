@@ -22,6 +22,7 @@ from celery_task_app.bodies import JSONRoute
 from celery_task_app.docs import add_docs
 from celery_task_app.errors import ArtifactMissing, Expired
 from celery_task_app.headers import CANCEL_AFTER, IDEMPOTENCY_KEY, PREFER, parameters, preferred_wait_s
+from celery_task_app.heads import limit_heads
 from celery_task_app.health import readiness
 from celery_task_app.idempotency import IdempotencyKeys
 from celery_task_app.intake import Intake
@@ -95,6 +96,7 @@ app = FastAPI(
 app.router.route_class = JSONRoute
 add_problems(app)
 add_docs(app)
+limit_heads()
 if known := digests():
     app.add_middleware(KeyRequired, digests=known)
 
