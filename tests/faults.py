@@ -96,7 +96,8 @@ class Ledger:
         try:
             return requests.request(method, self.service.url + path, timeout=10, **more)
         except requests.Timeout:
-            self.other[f"{method}: none in 10 s"] += 1
+            with self._lock:
+                self.other[f"{method}: none in 10 s"] += 1
         except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError):
             pass
         finally:
@@ -196,9 +197,10 @@ class Ledger:
                 time.sleep(0.01)
         self.row.lost += len(self._owed)
         self.details += [f"{task_id}: never ended" for task_id, _ in self._owed]
-        left = {"?": 1}
-        while left and time.monotonic() < deadline:
-            left = {queue: count for queue, count in self.service.servers.messages().items() if count}
+        while left := {queue: count for queue, count in self.service.servers.messages().items() if count}:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.1)
         self.row.ended_s = round(time.monotonic() - started, 1)
         self.row.left = left
         self.row.refused, self.row.other = dict(self.refused), dict(self.other)
