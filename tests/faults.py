@@ -78,8 +78,8 @@ class Ledger:
         self.other: Counter[str] = Counter()
         self.details: list[str] = []
         self.paused = threading.Event()
-        self.poison = 0
-        """Customers to come whose row kills the process that predicts it."""
+        self.ages: deque[int] = deque()
+        """Of the next customers, as tests/marked_model.py marks them."""
         self._owed: deque[tuple[str, float | None]] = deque()  # None: an explicit failure
         self._slowest_s = self._slowest_livez_s = 0.0
         self._lock = threading.Lock()
@@ -110,20 +110,19 @@ class Ledger:
         return None
 
     def _send(self, number: int) -> None:
-        customer, expected = {**CUSTOMER, "Total_Trans_Ct": number % 1000}, number % 1000 / 1000
+        customer = {**CUSTOMER, "Total_Trans_Ct": number % 1000}
         with self._lock:
             self.row.sent += 1
-            poisonous = self.poison > 0
-            self.poison -= poisonous
-        if poisonous:
-            customer["Customer_Age"] = marked_model.KILLS
+            if self.ages:
+                customer["Customer_Age"] = self.ages.popleft()
         response = self._ask("POST", "/churn/predict", json=customer)
         with self._lock:
             if response is None:
                 self.row.unanswered += 1
             elif response.status_code == 202:
                 self.row.accepted += 1
-                self._owed.append((response.json()["task_id"], None if poisonous else expected))
+                expected = None if customer["Customer_Age"] == marked_model.KILLS else number % 1000 / 1000
+                self._owed.append((response.json()["task_id"], expected))
             elif response.status_code in REFUSALS and int(response.headers["retry-after"]) >= 1:
                 self.refused[response.status_code] += 1
             else:
@@ -213,25 +212,24 @@ def restart(process: Process) -> None:
     process.start()
 
 
-def busy_processes(ledger: Ledger) -> list[psutil.Process]:
-    """Freeze the processes that predict, until there is a message in their hands and others wait behind it."""
-    children: list[psutil.Process] = psutil.Process(ledger.service.worker.pid).children()
-    for child in children:
-        child.suspend()
-    ledger.more(ledger.accepted, 10)
-    return children
+def keep_busy(ledger: Ledger) -> None:
+    """Have a process predict customers that take it a second each, with others waiting behind them."""
+    ledger.ages.extend([marked_model.LINGERS] * 2)
+    until(lambda: not ledger.ages)
+    ledger.more(ledger.accepted, 5)
 
 
 @contextmanager
 def processes_killed(ledger: Ledger) -> Iterator[None]:
-    for child in busy_processes(ledger):
+    keep_busy(ledger)
+    for child in psutil.Process(ledger.service.worker.pid).children():
         child.kill()
     yield
 
 
 @contextmanager
 def worker_killed(ledger: Ledger) -> Iterator[None]:
-    busy_processes(ledger)
+    keep_busy(ledger)
     restart(ledger.service.worker)
     yield
 
@@ -371,7 +369,7 @@ def rubbish_injected(ledger: Ledger) -> Iterator[None]:
 
 @contextmanager
 def poison_sent(ledger: Ledger) -> Iterator[None]:
-    ledger.poison = 2
+    ledger.ages.extend([marked_model.KILLS] * 2)
     yield
 
 
