@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format bench bench-peers train lock
+.PHONY: help run test faults soak check format bench bench-peers train lock
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,12 @@ run: $(VENV)/.installed ## start everything, print a first prediction, serve unt
 
 test: $(VENV)/.installed-test ## run the whole test suite
 	$(BIN)/python -m pytest $(ARGS)
+
+faults: $(VENV)/.installed-test ## strike every fault under load, on both back-ends, and write benchmarks/faults.md (20 minutes)
+	$(BIN)/python -m benchmarks.faults $(ARGS)
+
+soak: $(VENV)/.installed-test ## strike faults at random, on both back-ends in turn: make soak MINUTES=10
+	$(BIN)/python -m benchmarks.faults --minutes $(or $(MINUTES),10) $(ARGS)
 
 check: $(VENV)/.installed-test ## lint, formatting and types
 	$(BIN)/ruff check .

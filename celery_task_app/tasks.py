@@ -15,7 +15,6 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 import billiard.pool
-import kombu.transport.redis
 from celery import Task
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 from celery.signals import celeryd_after_setup
@@ -222,8 +221,5 @@ app.steps["consumer"].add(Heartbeat)
 # A stop may discard a message that a process has begun but not yet reported (it comes back, and is found done). The
 # process then waits 300 times 0.1 s for a receipt that does not come: seen in one of ten stops under load.
 billiard.pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT = 10
-# Closing a connection to a Valkey that is gone raises this now and then; counted as its loss, it is made anew. Uncaught
-# it ended the worker: seen in one of ten restarts of Valkey under load.
-kombu.transport.redis.Transport.connection_errors += (AttributeError,)
 # Nothing here is published with an ETA, and each start of this step would declare 28 queues for them, with a warning.
 Consumer.Blueprint.default_steps.remove("celery.worker.consumer.delayed_delivery:DelayedDelivery")

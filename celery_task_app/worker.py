@@ -5,6 +5,7 @@ What a task does is tasks.py's business; this module imports none of it.
 
 from celery import Celery
 from kombu import Queue
+from kombu.transport import TRANSPORT_ALIASES
 
 from celery_task_app.settings import settings
 
@@ -27,6 +28,9 @@ PREDICTIONS = Queue("churn", routing_key="churn", queue_arguments=_ARGUMENTS)
 # A queue of their own: a prefetch of two per queue (RabbitMQ), or the queues in turn (Valkey), and so a single
 # prediction waits behind two chunks of a batch at most.
 BATCHES = Queue("churn.batch", routing_key="churn.batch", queue_arguments=_ARGUMENTS)
+
+# Read when a broker of this kind is connected to; RabbitMQ needs nothing of it.
+TRANSPORT_ALIASES["redis"] = TRANSPORT_ALIASES["rediss"] = "celery_task_app.valkey:Transport"
 
 app = Celery(
     "churn",

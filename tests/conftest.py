@@ -15,13 +15,18 @@ from test_client import CUSTOMER
 from tests.processes import ROOT, Servers, Service, missing_programs, running_servers, running_service
 
 
-@pytest.fixture(scope="session", params=["valkey", "rabbitmq"])
-def servers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    if request.param == "rabbitmq" and (missing := missing_programs()):
+def need(servers_name: str) -> None:
+    """Skip a test whose servers are not installed, on a laptop; fail it in CI."""
+    if servers_name == "rabbitmq" and (missing := missing_programs()):
         reason = f"not installed: {', '.join(missing)} (Debian packages of these names)"
         if os.environ.get("REQUIRE_SERVICES") == "1":
             pytest.fail(reason)
         pytest.skip(reason)
+
+
+@pytest.fixture(scope="session", params=["valkey", "rabbitmq"])
+def servers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    need(request.param)
     with running_servers(request.param, tmp_path_factory.mktemp(request.param)) as running:
         yield running
 

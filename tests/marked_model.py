@@ -1,4 +1,4 @@
-"""A model for tests: the probability is Total_Trans_Ct / 1000, and a customer of a marked age makes it fail."""
+"""A model for tests: the probability is Total_Trans_Ct / 1000, and customers of marked ages make it fail or linger."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ import joblib
 import numpy as np
 import pandas as pd
 
-KILLS, HANGS, SLEEPS, IS_NAN, RAISES, HAS_NO_SHAPE = 120, 119, 118, 117, 116, 115
+KILLS, HANGS, SLEEPS, IS_NAN, RAISES, HAS_NO_SHAPE, LINGERS = 120, 119, 118, 117, 116, 115, 114
 
 
 class MarkedModel:
@@ -20,8 +20,8 @@ class MarkedModel:
         for age in customers["Customer_Age"]:
             if age == KILLS:
                 os._exit(1)
-            if age == SLEEPS:
-                time.sleep(60)
+            if age in (SLEEPS, LINGERS):
+                time.sleep(60 if age == SLEEPS else 1)
             while age == HANGS:  # deaf to the soft time limit, as C code may be
                 with contextlib.suppress(Exception):
                     time.sleep(60)

