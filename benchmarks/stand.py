@@ -83,8 +83,14 @@ def pss_mb(process: Process) -> float:
     return used / 1e6
 
 
-def load(subject: Subject, clients: int, *length: str) -> Figures:
-    """Load a subject from a process of its own.
+def command(subject: Subject, clients: int, *length: str) -> list[str]:
+    """Return what loads a subject, in a process of its own, and prints what it found as JSON."""
+    options = ["--url", subject.url, "--clients", str(clients), "--json", *subject.client, *length]
+    return [sys.executable, "-m", "benchmarks.load", *options]
+
+
+def loaded(subject: Subject, clients: int, *length: str) -> dict[str, Any]:
+    """Load a subject, and return the load generator's report.
 
     Args:
         subject: what is loaded; it is running.
@@ -94,13 +100,18 @@ def load(subject: Subject, clients: int, *length: str) -> Figures:
     Raises:
         SystemExit: there was an error; a figure that leaves some predictions out is none.
     """
-    command = [sys.executable, "-m", "benchmarks.load", "--url", subject.url, "--clients", str(clients), "--json"]
-    before = {part: cpu_s(process) for part, process in subject.parts.items()}
-    run = subprocess.run([*command, *subject.client, *length], cwd=ROOT, capture_output=True, text=True, check=False)
-    after = {part: cpu_s(process) for part, process in subject.parts.items()}
+    run = subprocess.run(command(subject, clients, *length), cwd=ROOT, capture_output=True, text=True, check=False)
     if run.returncode:
         raise SystemExit(f"{subject.name}, {clients} clients:\n{run.stdout}{run.stderr}")
-    report = json.loads(run.stdout)
+    report: dict[str, Any] = json.loads(run.stdout)
+    return report
+
+
+def load(subject: Subject, clients: int, *length: str) -> Figures:
+    """Load a subject as `loaded` does, and return what that brought and cost."""
+    before = {part: cpu_s(process) for part, process in subject.parts.items()}
+    report = loaded(subject, clients, *length)
+    after = {part: cpu_s(process) for part, process in subject.parts.items()}
     count = report["predictions"] + report["warm_up_predictions"]
     return Figures(
         subject.name,
@@ -189,11 +200,11 @@ def subjects_of(running: Service) -> list[Subject]:
 
 
 @contextlib.contextmanager
-def peer(name: str, folder: Path, command: Sequence[str], *, client: Sequence[str] = ("--wait",)) -> Iterator[Subject]:
+def peer(name: str, folder: Path, program: Sequence[str], *, client: Sequence[str] = ("--wait",)) -> Iterator[Subject]:
     """Start a peer that listens on the port that `{port}` in its command stands for."""
     port = free_port()
     log = folder / f"{name.replace(' ', '-')}.log"
-    process = Process([part.format(port=port) for part in command], log, {**QUIET, "OMP_NUM_THREADS": "1"})
+    process = Process([part.format(port=port) for part in program], log, {**QUIET, "OMP_NUM_THREADS": "1"})
     url = f"http://127.0.0.1:{port}"
 
     def listens() -> bool:
