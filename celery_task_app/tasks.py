@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 import billiard.pool
+import celery.worker.consumer.consumer
 from celery import Task
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 from celery.signals import celeryd_after_setup
@@ -218,6 +219,9 @@ def check_model(sender: str, **_: object) -> None:
 
 
 app.steps["consumer"].add(Heartbeat)
+# Customers are in messages, so these may not be in a log: not what nobody understands, nor, at level debug, any.
+celery.worker.consumer.consumer.dump_body = lambda message, _body: f"{len(message.body)} bytes"
+logging.getLogger("celery.pool").setLevel(logging.INFO)
 # A stop may discard a message that a process has begun but not yet reported (it comes back, and is found done). The
 # process then waits 300 times 0.1 s for a receipt that does not come: seen in one of ten stops under load.
 billiard.pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT = 10

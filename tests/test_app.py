@@ -261,6 +261,8 @@ def test_the_docs_need_no_other_host(service: Service) -> None:
     assert "http" not in response.text
     assert "default-src 'none'" in response.headers["content-security-policy"]
     assert response.headers["x-content-type-options"] == "nosniff"
+    assert response.headers["x-frame-options"] == "DENY"
+    assert response.headers["referrer-policy"] == "no-referrer"
     addresses = re.findall(r"(?:src|href)=\"(.*?)\"", response.text) + re.findall(r"url: '(.*?)'", response.text)
     assert len(addresses) == 4
     for address in addresses:
