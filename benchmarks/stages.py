@@ -1,8 +1,8 @@
 """Where the time of a prediction goes: `python -m benchmarks.stages` looks into the API and the worker under load.
 
 API: py-spy looks 500 times a second at who holds the interpreter, and a sample belongs to the deepest of its frames
-that a stage knows; a stage's cost is its share of the process's CPU time. Worker: LightGBM predicts without holding it, so
-the three calls are timed, for messages as large as they were under the load; the rest is what Celery takes to consume.
+that a stage knows; a stage's cost is its share of the process's CPU time. Worker: LightGBM predicts without holding it,
+so the three calls are timed, for messages as large as they were under the load; the rest is Celery's, to consume.
 """
 
 import argparse

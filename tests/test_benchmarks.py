@@ -1,0 +1,39 @@
+"""The benchmarks run: briefly, on the embedded Valkey. What they find is not judged here: no time is."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.processes import ROOT
+
+
+def run(module: str, *options: str) -> str:
+    command = [sys.executable, "-m", f"benchmarks.{module}", "--servers", "valkey", *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_comparison_measures_all_and_keeps_what_it_found(tmp_path: Path) -> None:
+    options = ("--rounds", "1", "--seconds", "0.5", "--clients", "4", "--out", str(tmp_path / "bench"))
+    said = run("compare", *options)
+    figures = json.loads((tmp_path / "bench.json").read_text())["figures"]
+    names = {"this service, waiting", "this service, polling", "synchronous", "ceiling"}
+    assert {(one["subject"], one["clients"]) for one in figures} == {
+        (name, count) for name in names for count in (1, 4)
+    }
+    assert all(one["predictions_per_s"] > 0 and one["pss_mb"]["API"] > 0 for one in figures)
+    assert all(name in said for name in names)
+    assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_thousand_predictions_leave_nothing_but_results() -> None:
+    # Memory is judged after 100,000; so few may still be the first that a process sees.
+    said = run("endurance", "--predictions", "1000", "--clients", "8", "--growth", "2")
+    assert "left in the result store beside the results: nothing" in said
+
+
+def test_each_stage_has_its_row() -> None:
+    said = run("stages", "--clients", "4", "--seconds", "1")
+    assert len([line for line in said.splitlines() if line.startswith("| ")]) == 15
