@@ -20,7 +20,7 @@ from celery_task_app.batch_routes import add_batches
 from celery_task_app.batches import BatchReader
 from celery_task_app.bodies import JSONRoute
 from celery_task_app.docs import add_docs
-from celery_task_app.errors import ArtifactMissing, Expired
+from celery_task_app.errors import ArtifactMissing, Expired, ResultStoreUnavailable
 from celery_task_app.headers import CANCEL_AFTER, IDEMPOTENCY_KEY, PREFER, parameters, preferred_wait_s
 from celery_task_app.heads import limit_heads
 from celery_task_app.health import readiness
@@ -232,7 +232,11 @@ async def _answer(request: Request, task_id: str, learn: Callable[[str], Awaitab
         with parts.waiting.end_of(task_id) as ended:
             known = await learn(task_id)
             if known is not None and known.is_queued:
-                known = await _held(request, ended, wait_s) or await parts.results.fetch(task_id)
+                try:
+                    known = await _held(request, ended, wait_s) or await parts.results.fetch(task_id)
+                except ResultStoreUnavailable:
+                    if known is not QUEUED:  # this very request was accepted, and the client has no id yet
+                        raise
                 headers["Preference-Applied"] = f"wait={wait_s}"
     if known is None:
         return problem("unknown-task", "Send the customer to POST /churn/predict again.")

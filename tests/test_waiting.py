@@ -169,6 +169,19 @@ class TestBreaking:
                 assert time.monotonic() - started < 5
             assert client.getresponse().status == 202
 
+    def test_who_waits_gets_the_id_though_the_store_goes_away_meanwhile(
+        self, service: Service, customer: dict[str, Any], pool: ThreadPoolExecutor
+    ) -> None:
+        with service.worker.paused():
+            waiting = pool.submit(post, service, customer, wait_s=5)
+            with redis.Redis.from_url(service.servers.backend_uri) as client:
+                until(lambda: client.keys("celery-task-meta-*"))
+            until(lambda: any(service.servers.messages().values()))
+            with service.servers.store.paused():
+                answer = waiting.result(timeout=20)
+        assert answer.status_code == 202, answer.text
+        assert service.ended(answer.json()["task_id"]).status_code == 200
+
 
 def accepted(service: Service, customer: dict[str, Any]) -> str:
     """Return the task id of a customer; nothing while the servers are not all back."""
