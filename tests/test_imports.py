@@ -30,6 +30,7 @@ ALLOWED = {
     "celery_task_app/settings.py": set(),
     "celery_task_app/errors.py": set(),
     "celery_task_app/worker.py": {"settings"},
+    "celery_task_app/valkey.py": set(),
     "celery_task_app/results.py": {"settings", "errors", "worker"},
     "celery_task_app/backlog.py": {"errors"},
     "celery_task_app/submission.py": {"settings", "errors", "worker", "results", "backlog"},
