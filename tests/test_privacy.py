@@ -76,7 +76,7 @@ def test_the_values_are_in_no_log_event_or_state_after_forced_retries(
             ages = (45, marked_model.KILLS, marked_model.RAISES)
             customers = [secret | {"Customer_Age": age} for age in ages]
             ids = [service.predict(customer) for customer in customers]
-            batch = requests.post(f"{service.url}/churn/batches", json=customers, timeout=5)
+            batch = requests.post(f"{service.url}/churn/batches", json=[customers[0], customers[-1]], timeout=5)
             where = service.url + batch.headers["location"]
             inject_what_nobody_understands(servers, secret)
             answers = [service.ended(task_id, within_s=60) for task_id in ids]
