@@ -1,6 +1,8 @@
 """API keys: without one nothing is answered, and what one client has sent no other can see."""
 
+import contextlib
 import hashlib
+import http.client
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -62,6 +64,13 @@ def test_without_a_key_it_is_401_whatever_is_asked(
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/docs", "/docs/assets/swagger-ui.css", "/openapi.json"])
 def test_health_and_docs_are_open(service: Service, path: str) -> None:
     assert requests.get(service.url + path, timeout=5).ok
+
+
+@pytest.mark.parametrize("path", ["/docs/assets/../../churn/model", "/docs/assets/%2e%2e/%2e%2e/churn/model", "//docs"])
+def test_no_path_leads_around_the_key(service: Service, path: str) -> None:
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", service.port, timeout=5)) as connection:
+        connection.request("GET", path)  # as it is: requests would tidy it
+        assert connection.getresponse().status in (401, 404)
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer"])

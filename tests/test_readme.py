@@ -1,5 +1,6 @@
 """The README says what is: its tables, its commands and its recipe are checked against the real thing."""
 
+import hashlib
 import json
 import re
 import subprocess
@@ -97,6 +98,15 @@ def test_the_curl_commands_with_headers_do_what_is_said(
     assert json.loads(run(idempotent))["task_id"] == task_id
     assert run(re.sub(r"[0-9a-f-]{36}", task_id, delete)) == ""
     assert service.result(task_id).status_code == 410
+
+
+def test_the_commands_for_an_api_key_make_a_key_and_its_digest(tmp_path: Path) -> None:
+    make, export = re.findall(r"^\$ (.*client\.key.*)$", README, re.MULTILINE)
+    command = f"{make} 2>&1 && {export} && echo $API_KEYS"
+    printed = subprocess.run(command, shell=True, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    key = (tmp_path / "client.key").read_text().strip()
+    assert len(key) == 64
+    assert printed.strip() == hashlib.sha256(key.encode()).hexdigest()
 
 
 @pytest.mark.skipif(not DATA.exists(), reason=f"no data set at {DATA}: set DATA")

@@ -61,6 +61,7 @@ def test_an_api_that_is_stopped_answers_what_it_has_begun(service: Service, cust
     until(lambda: requests.get(f"{service.url}/churn/batches/{batch_id}", timeout=5).json()["done"] == 1)
 
 
+@pytest.mark.parametrize("servers", ["valkey"], indirect=True)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_idle_api_ends_with_0(servers: Servers, tmp_path: Path, number: signal.Signals) -> None:
     alone = Service(servers, tmp_path, {})
