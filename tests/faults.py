@@ -158,7 +158,7 @@ class Ledger:
     def _fetch_all(self) -> None:
         while not self._stopped.is_set():
             if not (self._owed and self._fetch()):
-                self._stopped.wait(0.05)
+                self._stopped.wait(0.01)
 
     def _probe(self) -> None:
         while not self._stopped.wait(0.05):
@@ -319,7 +319,7 @@ def store_full(ledger: Ledger) -> Iterator[None]:
 @contextmanager
 def queue_deleted(ledger: Ledger) -> Iterator[None]:
     ledger.paused.set()  # what is in a queue goes with it
-    until(lambda: not ledger.owed, within_s=60)
+    until(lambda: not ledger.owed and not any(ledger.service.servers.messages().values()), within_s=60)
     ledger.service.servers.rabbitmqctl("delete_queue", PREDICTIONS.name)
     ledger.paused.clear()
     yield
