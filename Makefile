@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test faults soak check audit format bench bench-peers train lock
+.PHONY: help run test faults soak check audit format bench bench-peers train notebook lock
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,6 +17,10 @@ $(VENV)/.installed: requirements.txt
 
 $(VENV)/.installed-test: $(VENV)/.installed requirements/test.txt
 	$(BIN)/pip install --quiet -r requirements/test.txt
+	@touch $@
+
+$(VENV)/.installed-notebook: $(VENV)/.installed requirements/notebook.txt
+	$(BIN)/pip install --quiet -r requirements/notebook.txt
 	@touch $@
 
 run: $(VENV)/.installed ## start everything, print a first prediction, serve until Ctrl-C (PORT=8000)
@@ -57,13 +61,18 @@ bench: $(VENV)/.installed-test ## measure the service beside a synchronous app, 
 bench-peers: $(VENV)/.installed-test .venv-peers/.installed ## the same with LitServe and BentoML, into benchmarks/
 	$(BIN)/python -m benchmarks.compare --peers --out benchmarks/comparison $(ARGS)
 
-train: $(VENV)/.installed ## train the shipped model again: make train DATA=path/to/BankChurners.csv
-	$(BIN)/python -m celery_task_app.ml.train --data $(or $(DATA),BankChurners.csv) --out celery_task_app/ml/artifacts
+train: $(VENV)/.installed-notebook ## train the shipped model again: make train DATA=path/to/BankChurners.csv
+	$(BIN)/python -m celery_task_app.ml.train --data $(or $(DATA),BankChurners.csv) --out celery_task_app/ml/artifacts $(ARGS)
+
+notebook: $(VENV)/.installed-notebook ## run the notebook from the top: make notebook DATA=path/to/BankChurners.csv
+	DATA=$(abspath $(or $(DATA),BankChurners.csv)) $(BIN)/jupyter execute --inplace --timeout=1800 notebooks/BankChurner.ipynb
 
 lock: $(VENV)/.installed-test ## pin the newest versions that pyproject.toml allows, with all that they need
 	$(BIN)/pip install --quiet uv
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml -o requirements/api.txt
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml --extra worker -o requirements/worker.txt
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml --extra worker --extra laptop -o requirements.txt
-	$(BIN)/uv pip compile $(LOCK) pyproject.toml --all-extras -o requirements/test.txt
+	$(BIN)/uv pip compile $(LOCK) pyproject.toml $(TRAINING) --extra catboost -o requirements/notebook.txt
+	$(BIN)/uv pip compile $(LOCK) pyproject.toml $(TRAINING) --extra laptop --extra test -o requirements/test.txt
+TRAINING := --extra worker --extra train --extra notebook
 LOCK := --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --no-emit-find-links

@@ -21,7 +21,7 @@ from celery_task_app.batches import BatchReader
 from celery_task_app.bodies import JSONRoute
 from celery_task_app.docs import add_docs
 from celery_task_app.errors import ArtifactMissing, Expired, ResultStoreUnavailable
-from celery_task_app.headers import CANCEL_AFTER, IDEMPOTENCY_KEY, PREFER, parameters, preferred_wait_s
+from celery_task_app.headers import CANCEL_AFTER, EXPLAIN, IDEMPOTENCY_KEY, PREFER, parameters, preferred_wait_s
 from celery_task_app.heads import limit_heads
 from celery_task_app.health import readiness
 from celery_task_app.idempotency import IdempotencyKeys
@@ -31,7 +31,7 @@ from celery_task_app.problems import add_problems, correct, documented, problem
 from celery_task_app.results import QUEUED, ResultReader, State
 from celery_task_app.results import Prediction as Known
 from celery_task_app.settings import settings
-from celery_task_app.submission import Submissions
+from celery_task_app.submission import WITH_REASONS, Submissions
 from celery_task_app.waiting import Ended, Waiting
 from models import Alive, Customer, ModelCard, Prediction, Ready, Task
 
@@ -118,18 +118,23 @@ if known := digests():
         "too-large",
         "not-json-type",
         "invalid-features",
+        "not-explainable",
         "idempotency-key-reused",
         "overloaded",
         "prediction-failed",
         "internal-error",
         "unavailable",
     ),
-    openapi_extra=parameters(IDEMPOTENCY_KEY, CANCEL_AFTER, PREFER),
+    openapi_extra=parameters(EXPLAIN, IDEMPOTENCY_KEY, CANCEL_AFTER, PREFER),
 )
 async def predict(customer: Customer, request: Request) -> Response:
     """Queue a customer's prediction, and answer with its task id once the queue has confirmed that it keeps it."""
     parts, features = request.app.state, customer.model_dump()
     idempotency_key, cancel_after = IDEMPOTENCY_KEY.of(request), CANCEL_AFTER.of(request)
+    if EXPLAIN.of(request) == "true":
+        if not _explains():
+            return problem("not-explainable", "Send the customer without `explain`.")
+        features[WITH_REASONS] = True
 
     async def submit(task_id: str) -> Known:
         await parts.submissions.submit(task_id, features, cancel_after)
@@ -138,7 +143,8 @@ async def predict(customer: Customer, request: Request) -> Response:
     task_id = new_id()
     if idempotency_key is None:
         return await _answer(request, task_id, submit)
-    task_id = await parts.keys.once(own_key(idempotency_key), customer.model_dump_json().encode(), task_id, submit)
+    body = customer.model_dump_json().encode() + (b"?explain" if WITH_REASONS in features else b"")
+    task_id = await parts.keys.once(own_key(idempotency_key), body, task_id, submit)
     return await _answer(request, task_id, parts.results.fetch if preferred_wait_s(request) else _accepted)
 
 
@@ -216,6 +222,14 @@ async def _accepted(_task_id: str) -> Known:
     return QUEUED
 
 
+def _explains() -> bool:
+    """Return whether the model's manifest says that it can give reasons."""
+    try:
+        return read_manifest(settings.model_path).get("explains") is True
+    except ArtifactMissing:
+        return False
+
+
 async def _answer(request: Request, task_id: str, learn: Callable[[str], Awaitable[Known | None]]) -> Response:
     """Answer what is known of a task id, once it has ended or the client wants to wait no longer.
 
@@ -249,9 +263,14 @@ async def _answer(request: Request, task_id: str, learn: Callable[[str], Awaitab
     if known.state is State.FAILURE:
         return problem("prediction-failed", f"The worker gave up: {known.error}.")
     prediction = Prediction.model_validate(
-        {"task_id": task_id, "probability": known.probability, "model_version": known.model_version}
+        {
+            "task_id": task_id,
+            "probability": known.probability,
+            "model_version": known.model_version,
+            "reasons": known.reasons,
+        }
     )
-    return Response(prediction.model_dump_json(), HTTPStatus.OK, headers, "application/json")
+    return Response(prediction.model_dump_json(exclude_none=True), HTTPStatus.OK, headers, "application/json")
 
 
 async def _held(request: Request, ended: Ended, within_s: int) -> Known | None:

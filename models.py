@@ -103,6 +103,28 @@ class Task(BaseModel):
     status: Literal["Processing"] = "Processing"
 
 
+class Reason(BaseModel):
+    """What one feature did to the probability."""
+
+    feature: str
+    log_odds: float
+
+
+class Reasons(BaseModel):
+    """What made a probability, in log-odds: base, up, down and others add up to log(p / (1 - p))."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    base: float
+    """Where the model starts from with every customer."""
+    up: list[Reason]
+    """The features that pushed most towards churn, the strongest first; at most three."""
+    down: list[Reason]
+    """Those that pushed most away from it."""
+    others: float
+    """What all other features did together."""
+
+
 class Prediction(BaseModel):
     """A prediction."""
 
@@ -113,8 +135,8 @@ class Prediction(BaseModel):
                 {
                     "task_id": "5f0c2e5e-6b0e-4f7e-9a43-0f4c1b1c8a57",
                     "status": "Success",
-                    "probability": 0.0003718108139585349,
-                    "model_version": "4eb4556cf789",
+                    "probability": 0.0003875282614281165,
+                    "model_version": "eeb94b8ba446",
                 }
             ]
         },
@@ -126,6 +148,8 @@ class Prediction(BaseModel):
     """Of churn."""
     model_version: str
     """Of the model that computed it."""
+    reasons: Reasons | None = None
+    """If they were asked for."""
 
 
 class Feature(BaseModel):
@@ -157,6 +181,17 @@ class Training(BaseModel):
     """Rows held out, by which it was scored."""
 
 
+class Spread(BaseModel):
+    """What the same code scores on other random splits: how much of the scores is luck."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    seeds: list[int]
+    """Of the splits."""
+    mean: dict[str, float]
+    deviation: dict[str, float]
+
+
 class ModelCard(BaseModel):
     """The model that predicts, as its manifest describes it; what the manifest does not say is left out."""
 
@@ -166,9 +201,10 @@ class ModelCard(BaseModel):
             "examples": [
                 {
                     "name": "churn",
-                    "version": "4eb4556cf789",
+                    "description": "The probability that a customer closes the account, from 19 features.",
+                    "version": "eeb94b8ba446",
                     "created": "2026-11-25",
-                    "sha256": "4eb4556cf78959040013829da344240aa406e608a923971d4e50e36b8eff1843",
+                    "sha256": "eeb94b8ba44674851b9e5dd097a0ec942e5a5a81a9bd0e6611a32fa7702425fd",
                     "features": [
                         {"name": "Customer_Age", "type": "integer", "minimum": 26, "maximum": 73},
                         {"name": "Gender", "type": "category", "categories": ["F", "M"]},
@@ -179,14 +215,18 @@ class ModelCard(BaseModel):
                         "rows_fitted": 8101,
                         "rows_scored": 2026,
                     },
-                    "scores": {"roc_auc": 0.996541, "brier": 0.015702},
-                    "threshold": 0.5,
+                    "scores": {"roc_auc": 0.996458, "brier": 0.015521},
+                    "threshold": 0.52,
                 }
             ]
         },
     )
 
     name: str
+    description: str | None = None
+    intended_use: str | None = None
+    limits: list[str] | None = None
+    """What it does not know, and what it must not be used for."""
     version: str
     """As in each prediction's `model_version`."""
     created: str | None = None
@@ -198,8 +238,17 @@ class ModelCard(BaseModel):
     training: Training | None = None
     scores: dict[str, float] | None = None
     """How good it was on the rows held out."""
+    spread: Spread | None = None
     threshold: float | None = None
     """The probability from which on a customer counted as churning for those scores that need a yes or a no."""
+    explains: bool | None = None
+    """Whether it gives reasons."""
+    calibration: dict[str, str | float] | None = None
+    """Whether the probabilities are corrected, and what that would change out of fold."""
+    parameters: dict[str, str | float | bool] | None = None
+    """What the algorithm was told."""
+    libraries: dict[str, str] | None = None
+    """The versions that it was made with, and needs."""
 
 
 class Alive(BaseModel):
@@ -231,7 +280,7 @@ class Ready(BaseModel):
                     "status": "ready",
                     "broker": "up",
                     "result_store": "up",
-                    "workers": {"celery@host": {"model": "loaded", "detail": "4eb4556cf789"}},
+                    "workers": {"celery@host": {"model": "loaded", "detail": "eeb94b8ba446"}},
                 }
             ]
         },
@@ -297,7 +346,7 @@ class Batch(BaseModel):
                     "total": 10127,
                     "done": 10127,
                     "failed": 0,
-                    "model_version": "4eb4556cf789",
+                    "model_version": "eeb94b8ba446",
                 }
             ]
         },

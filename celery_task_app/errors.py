@@ -5,7 +5,8 @@ ChurnServiceError
 ├── ModelError                the model can't be used at all: the worker stops
 │   ├── ArtifactMissing         no file
 │   ├── ArtifactCorrupt         truncated, tampered with, or not a model
-│   └── VersionMismatch         made with other versions of its libraries
+│   ├── VersionMismatch         made with other versions of its libraries
+│   └── GoldenRowMismatch       it does not predict what its manifest says that it predicts
 ├── BadBody                   a request's body can't be read
 │   ├── BodyTooLarge            longer than allowed
 │   ├── NotJSON                 its syntax or its encoding is wrong
@@ -55,6 +56,10 @@ class ArtifactCorrupt(ModelError):
 
 class VersionMismatch(ModelError):
     """The installed libraries are not the versions that the model was made with."""
+
+
+class GoldenRowMismatch(ModelError):
+    """The model predicts a customer of its manifest otherwise than when it was made."""
 
 
 class BadBody(ChurnServiceError):

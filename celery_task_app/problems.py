@@ -45,6 +45,7 @@ PROBLEMS = {
     "unsupported-media-type": (HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "A batch is CSV or JSON"),
     "invalid-rows": (HTTPStatus.UNPROCESSABLE_ENTITY, "Rows of this batch are not customers"),
     "invalid-features": (HTTPStatus.UNPROCESSABLE_ENTITY, "These features are not those of a customer"),
+    "not-explainable": (HTTPStatus.UNPROCESSABLE_ENTITY, "This model gives no reasons"),
     "idempotency-key-reused": (HTTPStatus.UNPROCESSABLE_ENTITY, "This key was sent with another body"),
     "overloaded": (HTTPStatus.TOO_MANY_REQUESTS, "Too many predictions wait"),
     "prediction-failed": (HTTPStatus.INTERNAL_SERVER_ERROR, "This customer can't be predicted"),

@@ -43,6 +43,7 @@ class Prediction:
         state: where the prediction is.
         probability: of churn, in [0, 1]; only of a SUCCESS.
         model_version: of the model that computed it; only of a SUCCESS.
+        reasons: what made the probability, if they were asked for; only of a SUCCESS.
         error: the name of the error that ended a FAILURE, or of what Withdrawn it (REVOKED).
         deadline: when it expires, in seconds since the epoch; only while it is QUEUED.
     """
@@ -50,6 +51,7 @@ class Prediction:
     state: State
     probability: float | None = None
     model_version: str | None = None
+    reasons: Mapping[str, Any] | None = None
     error: str | None = None
     deadline: float = math.inf
 
@@ -130,7 +132,15 @@ def async_client() -> redis.asyncio.Redis:
     return redis.asyncio.Redis.from_url(settings.backend_uri, retry=AsyncRetry(NoBackoff(), 1), **_SOCKET)
 
 
-Outcome = float | PredictionError | Withdrawn
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """A probability with its reasons, as the ML model returns them."""
+
+    probability: float
+    reasons: Mapping[str, Any]
+
+
+Outcome = float | Explained | PredictionError | Withdrawn
 """How a prediction ends: its probability of churn in [0, 1], or what made it impossible, or that it was withdrawn."""
 
 
@@ -284,6 +294,9 @@ def _outcome(task_id: str, outcome: Outcome, model_version: str | None, date_don
         reason = {"exc_type": kind.__name__, "exc_message": [str(outcome)], "exc_module": kind.__module__}
         state = State.REVOKED if isinstance(outcome, Withdrawn) else State.FAILURE
         return _encode(task_id, state, reason, date_done)
+    if isinstance(outcome, Explained):
+        more = {"model_version": model_version, "reasons": outcome.reasons}
+        return _encode(task_id, State.SUCCESS, outcome.probability, date_done, **more)
     return _encode(task_id, State.SUCCESS, outcome, date_done, model_version=model_version)
 
 
@@ -302,6 +315,6 @@ def _prediction(meta: Mapping[str, Any]) -> Prediction:
         case State.QUEUED:
             return Prediction(State.QUEUED, deadline=meta["deadline"])
         case State.SUCCESS:
-            return Prediction(State.SUCCESS, probability=meta["result"], model_version=meta["model_version"])
+            return Prediction(State.SUCCESS, meta["result"], meta["model_version"], meta.get("reasons"))
         case ended:
             return Prediction(ended, error=meta["result"]["exc_type"])

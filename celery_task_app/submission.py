@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 Features = Mapping[str, object]
 
+WITH_REASONS = "?explain"
+"""A key beside a customer's features: reasons are wanted. So it stays with the customer, whichever its message."""
+
 # Seconds that a request waits to be accepted, whatever the publishing thread does.
 _ACCEPT_WITHIN_S = 2.5
 

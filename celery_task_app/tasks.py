@@ -33,9 +33,9 @@ from celery_task_app.errors import (
 )
 from celery_task_app.heartbeat import Heartbeat, this_worker
 from celery_task_app.ml.model import ChurnModel, check_artifact
-from celery_task_app.results import Outcome, ResultStore
+from celery_task_app.results import Explained, Outcome, ResultStore
 from celery_task_app.settings import settings
-from celery_task_app.submission import Features, Publisher
+from celery_task_app.submission import WITH_REASONS, Features, Publisher
 from celery_task_app.worker import DEAD, PREDICT_TASK, app
 
 logger = logging.getLogger(__name__)
@@ -146,6 +146,7 @@ class PredictTask(Task):
                 owed[task_id] = customers[task_id]
         if owed:
             outcomes |= outcomes_of(self.model, owed)
+            explain(self.model, owed, outcomes)
         patiently(deadline, lambda: self.store.store(outcomes, self.model.version))
 
 
@@ -186,6 +187,15 @@ def outcomes_of(model: ChurnModel, customers: Mapping[Id, Features]) -> dict[Id,
         (one,) = customers
         logger.warning("prediction failed id=%s error=%s", one, error)
         return {one: error}
+
+
+def explain(model: ChurnModel, customers: Mapping[str, Features], outcomes: dict[str, Outcome]) -> None:
+    """Put reasons to the probabilities of those customers who want them."""
+    wanted = [task_id for task_id, customer in customers.items() if WITH_REASONS in customer]
+    probabilities = {task_id: known for task_id in wanted if isinstance(known := outcomes[task_id], float)}
+    if probabilities and model.explains:
+        reasons = model.reasons([customers[task_id] for task_id in probabilities])
+        outcomes |= dict(zip(probabilities, map(Explained, probabilities.values(), reasons), strict=True))
 
 
 def patiently(deadline: float, call: Callable[[], T]) -> T:

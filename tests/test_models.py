@@ -12,6 +12,19 @@ def test_the_schema_has_the_models_features() -> None:
     assert list(Customer.model_fields) == [feature["name"] for feature in MANIFEST["features"]]
 
 
+def test_the_schema_has_the_models_types_and_categories() -> None:
+    kinds = {"string": "category", "integer": "number", "number": "number"}
+    asked = {
+        name: (kinds[feature["type"]], sorted(feature.get("enum", ())))
+        for name, feature in Customer.model_json_schema()["properties"].items()
+    }
+    known = {
+        feature["name"]: (feature["type"].replace("integer", "number"), feature.get("categories", []))
+        for feature in MANIFEST["features"]
+    }
+    assert asked == known
+
+
 def test_the_schema_takes_whatever_was_seen_in_training(customer: dict[str, Any]) -> None:
     for feature in MANIFEST["features"]:
         for seen in feature.get("categories") or (feature["minimum"], feature["maximum"]):

@@ -146,13 +146,15 @@ def test_the_recipe_for_your_own_model_works_as_written(tree: Tree) -> None:
     recipe = dict(re.findall(r"<!-- own-model: (\S+) -->\n```python\n(.*?)```", README, re.DOTALL))
     replace(tree.path / "models.py", r"class Customer\(BaseModel\):\n.*?(?=\n\nclass )", recipe["models.py"])
     replace(tree.path / "test_client.py", r"CUSTOMER = \{.*?\}\n", recipe["test_client.py"])
-    subprocess.run([sys.executable, "-W", "error", "-c", recipe["run"]], cwd=tree.path, check=True)
+    making = recipe["run"] + recipe["manifest"]
+    subprocess.run([sys.executable, "-W", "error", "-c", making], cwd=tree.path, check=True)
     try:
         launcher = tree.serve(MODEL_PATH="iris.joblib")
         (probability,) = re.findall(r"The probability .*: (\S+)\n", tree.said())
         model = joblib.load(tree.path / "iris.joblib")
         example = {"sepal_length": [5.1], "petal_length": [1.4], "petal_width": [0.2]}
         assert float(probability) == model.predict_proba(pd.DataFrame(example))[0, 1]
+        assert json.loads((tree.path / "iris.json").read_text())["golden"][0]["probability"] == float(probability)
         launcher.terminate()
         assert launcher.wait(60) == 0
     finally:

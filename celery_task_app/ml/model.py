@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 import os
 from array import array
 from collections.abc import Mapping, Sequence
@@ -20,8 +21,10 @@ from celery_task_app.errors import (
     ArtifactCorrupt,
     ArtifactMissing,
     FeatureMismatch,
+    GoldenRowMismatch,
     InvalidPrediction,
     ModelError,
+    PredictionError,
     VersionMismatch,
 )
 
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_REASONS = 3  # of each direction
 _CHURN = (1, "Attrited Customer")  # what a model's `classes_` may call it; True is equal to 1
 
 
@@ -42,6 +46,10 @@ class Artifact:
     """The manifest's, or without one the first 12 digits of the file's SHA-256."""
     features: Mapping[str, str]
     """Each feature's type (`integer`, `number` or `category`) in the pipeline's order; empty without a manifest."""
+    golden: Sequence[tuple[Mapping[str, object], float]] = ()
+    """Customers and the probability that the model gave each when it was made; a manifest may have none."""
+    explains: bool = False
+    """Whether the manifest says that the pipeline has a method `contributions`."""
 
 
 def check_artifact(path: Path) -> Artifact:
@@ -59,7 +67,8 @@ class ChurnModel:
     Unpickling runs whatever code is in the file, so the manifest beside it (the same name, `.json`) is checked first.
 
     Raises:
-        ModelError: ArtifactMissing, ArtifactCorrupt or VersionMismatch, or none of the model's classes is churn.
+        ModelError: ArtifactMissing, ArtifactCorrupt, VersionMismatch or GoldenRowMismatch, or none of the model's
+            classes is churn.
     """
 
     def __init__(self, path: Path) -> None:
@@ -76,6 +85,10 @@ class ChurnModel:
         self._churn = churn[0]
         self._features = list(self._types) or list(getattr(self._pipeline, "feature_names_in_", ()))
         self._takes_columns = getattr(self._pipeline, "takes_columns", False)
+        self.explains = artifact.explains
+        if self.explains and not hasattr(self._pipeline, "contributions"):
+            raise ArtifactCorrupt(f"The manifest of {path} says that it explains, but it has no method `contributions`")
+        self._check(artifact.golden, path)
         logger.info("model loaded name=%s version=%s path=%s", self.name, self.version, path)
 
     def churn_probabilities(self, customers: Sequence[Mapping[str, object]]) -> list[float]:
@@ -108,6 +121,38 @@ class ChurnModel:
         if not all(0 <= probability <= 1 for probability in probabilities):  # which NaN isn't either
             raise InvalidPrediction(f"{self._label} answered with what is no probability")
         return probabilities
+
+    def reasons(self, customers: Sequence[Mapping[str, object]]) -> list[dict[str, Any]]:
+        """Return what made each customer's probability, in log-odds; what it has adds up to log(p / (1 - p)).
+
+        Only of a model that `explains`. Each has the `base`, which is every customer's, the three features at most that
+        pushed most `up` and `down`, the strongest first, and what all `others` did together. Raises as
+        `churn_probabilities` does.
+        """
+        contributions = self._pipeline.contributions(self._table(self._columns(customers)))
+        return [self._reasons(row[:-1], row[-1]) for row in contributions.tolist()]
+
+    def _reasons(self, contributions: list[float], base: float) -> dict[str, Any]:
+        ranked = sorted(zip(contributions, self._features, strict=True))
+        down = [pushed for pushed in ranked[:_REASONS] if pushed[0] < 0]
+        up = [pushed for pushed in ranked[: -_REASONS - 1 : -1] if pushed[0] > 0]
+        named = [[{"feature": feature, "log_odds": log_odds} for log_odds, feature in pushed] for pushed in (up, down)]
+        others = sum(contributions) - sum(log_odds for log_odds, _ in up + down)
+        return {"base": base, "up": named[0], "down": named[1], "others": others}
+
+    def _check(self, golden: Sequence[tuple[Mapping[str, object], float]], path: Path) -> None:
+        """Compare what the model predicts here with what it predicted where it was made."""
+        expected = [probability for _, probability in golden]
+        try:
+            predicted = self.churn_probabilities([customer for customer, _ in golden])
+        except PredictionError as error:
+            raise GoldenRowMismatch(f"{path} can't predict the golden rows of its manifest ({error})") from error
+        for row, (here, there) in enumerate(zip(predicted, expected, strict=True)):
+            if not math.isclose(here, there, abs_tol=1e-6):  # what another processor may round otherwise
+                raise GoldenRowMismatch(
+                    f"{path} predicts {here} for golden row {row}, and its manifest says {there}: the libraries or the "
+                    "machine compute otherwise; run 'pip install -r requirements.txt', or train again here"
+                )
 
     def _columns(self, customers: Sequence[Mapping[str, object]]) -> dict[str, Any]:
         """Return each feature's values, in the order and of the types that the pipeline was trained on."""
@@ -157,7 +202,8 @@ def _read_artifact(path: Path) -> tuple[Artifact, bytes]:
     try:
         manifest = json.loads(manifest_path.read_bytes())
         features = {feature["name"]: feature["type"] for feature in manifest["features"]}
-        artifact = Artifact(manifest["name"], manifest["version"], features)
+        golden = [(row["customer"], float(row["probability"])) for row in manifest.get("golden", ())]
+        artifact = Artifact(manifest["name"], manifest["version"], features, golden, manifest.get("explains") is True)
         described, libraries = manifest["sha256"], dict(manifest["libraries"])
     except FileNotFoundError:
         logger.warning("model not verified path=%s reason='no manifest beside it'", path)

@@ -12,6 +12,7 @@ from celery_task_app.ml.train import CLASSES, FEATURES, TARGET, train
 
 ROOT = Path(__file__).parents[2]
 ROWS = 400
+QUICK = {"n_estimators": 30}  # trees are enough for 400 customers
 CATEGORIES = {
     "Gender": ["F", "M"],
     "Education_Level": ["Graduate", "High School", "Uneducated", "Unknown"],
@@ -55,7 +56,7 @@ def csv(table: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that training wrote. Read only: the session shares it."""
     out = tmp_path_factory.mktemp("artifacts")
-    train(csv, out)
+    train(csv, out, QUICK)
     return out
 
 

@@ -75,6 +75,20 @@ def test_lean_probabilities_are_those_of_lightgbm_to_the_bit() -> None:
     assert np.array_equal(lean.predict(matrix), full.predict(matrix))
 
 
+def test_calibrating_moves_the_log_odds_onto_the_line() -> None:
+    random = np.random.default_rng(seed=11)
+    matrix, churned = random.random((200, 4)), random.integers(0, 2, 200)
+    lean = LeanLGBMClassifier(n_estimators=10, n_jobs=1, random_state=11, verbose=-1).fit(matrix, churned)
+    before = lean.predict_proba(matrix, raw_score=True)
+
+    lean.calibrate(1.25, -0.5)
+
+    calibrated = pickle.loads(pickle.dumps(lean))
+    assert calibrated.predict_proba(matrix, raw_score=True) == pytest.approx(1.25 * before - 0.5)
+    contributions = calibrated.booster_.predict(matrix, pred_contrib=True)
+    assert contributions.sum(axis=1) == pytest.approx(1.25 * before - 0.5)
+
+
 def test_unpickling_a_model_does_not_import_what_trained_it(trained: Path) -> None:
     code = "import joblib, sys; joblib.load(sys.argv[1]); print('celery_task_app.ml.train' in sys.modules)"
 

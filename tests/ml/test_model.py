@@ -18,6 +18,7 @@ from celery_task_app.errors import (
     ArtifactCorrupt,
     ArtifactMissing,
     FeatureMismatch,
+    GoldenRowMismatch,
     InvalidPrediction,
     ModelError,
     PredictionError,
@@ -334,6 +335,78 @@ def test_what_can_not_be_unpickled_is_refused(tmp_path: Path, content: bytes) ->
 def test_what_can_not_predict_is_no_model(save: Any) -> None:
     with pytest.raises(ArtifactCorrupt, match="predict_proba"):
         ChurnModel(save({"a": "dictionary"}))
+
+
+# Golden rows
+
+
+def test_a_model_that_predicts_otherwise_than_when_it_was_made_is_refused(artifact: Path) -> None:
+    golden = json.loads(artifact.with_suffix(".json").read_text())["golden"]
+    golden[3]["probability"] += 0.001
+    edit_manifest(artifact, golden=golden)
+
+    with pytest.raises(GoldenRowMismatch, match=r"churn\.joblib predicts 0\.\d+ for golden row 3, .* train"):
+        ChurnModel(artifact)
+
+
+def test_a_golden_row_that_can_not_be_predicted_is_a_mismatch(artifact: Path) -> None:
+    edit_manifest(artifact, golden=[{"customer": {"Gender": "F"}, "probability": 0.5}])
+
+    with pytest.raises(GoldenRowMismatch, match=r"golden rows of its manifest .*Customer_Age is missing"):
+        ChurnModel(artifact)
+
+
+def test_a_manifest_needs_no_golden_rows(artifact: Path, customers: Customers) -> None:
+    verified = ChurnModel(artifact).churn_probabilities(customers)
+    manifest = json.loads(artifact.with_suffix(".json").read_text())
+    del manifest["golden"]
+    artifact.with_suffix(".json").write_text(json.dumps(manifest))
+
+    assert ChurnModel(artifact).churn_probabilities(customers) == verified
+
+
+@pytest.mark.parametrize("golden", [7, [7], [{"customer": {}}], [{"customer": {}, "probability": None}]])
+def test_golden_rows_that_are_none_are_a_damaged_manifest(opened: Any, artifact: Path, golden: object) -> None:
+    edit_manifest(artifact, golden=golden)
+
+    with pytest.raises(ArtifactCorrupt, match=r"churn\.json is damaged"):
+        opened(artifact)
+
+
+# Reasons
+
+
+def test_reasons_add_up_to_the_log_odds(model: ChurnModel, customers: Customers) -> None:
+    for probability, reasons in zip(model.churn_probabilities(customers), model.reasons(customers), strict=True):
+        pushed = sum(reason["log_odds"] for reason in reasons["up"] + reasons["down"])
+        log_odds = math.log(probability / (1 - probability))
+        assert reasons["base"] + pushed + reasons["others"] == pytest.approx(log_odds, abs=1e-9)
+
+
+def test_reasons_are_the_strongest_contributions(model: ChurnModel, customers: Customers, trained: Path) -> None:
+    pipeline = joblib.load(trained / "churn.joblib")
+    (contributions,) = pipeline.contributions(pd.DataFrame(customers[:1]))[:, :-1]
+    by_feature = dict(zip(pipeline[0].feature_names_in_, contributions, strict=True))
+
+    (reasons,) = model.reasons(customers[:1])
+
+    strongest = sorted(by_feature, key=by_feature.__getitem__)
+    assert [reason["feature"] for reason in reasons["down"]] == [f for f in strongest[:3] if by_feature[f] < 0]
+    assert [reason["feature"] for reason in reasons["up"]] == [f for f in strongest[:-4:-1] if by_feature[f] > 0]
+    for reason in reasons["up"] + reasons["down"]:
+        assert reason["log_odds"] == by_feature[reason["feature"]]
+
+
+def test_a_model_explains_if_its_manifest_says_so_and_it_can(artifact: Path, tmp_path: Path) -> None:
+    assert ChurnModel(artifact).explains
+    edit_manifest(artifact, explains=False)
+    assert not ChurnModel(artifact).explains
+
+    joblib.dump(Columns(), artifact)
+    sha256 = hashlib.sha256(artifact.read_bytes()).hexdigest()
+    edit_manifest(artifact, explains=True, sha256=sha256, golden=[])
+    with pytest.raises(ArtifactCorrupt, match="contributions"):
+        ChurnModel(artifact)
 
 
 # What it costs a process

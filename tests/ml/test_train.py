@@ -12,16 +12,29 @@ import pytest
 from sklearn.model_selection import train_test_split
 
 from celery_task_app.errors import DataSetError
-from celery_task_app.ml.train import FEATURES, SPLIT, TARGET, make_churn_pipeline, read_data_set, score, train
-from tests.ml.conftest import CATEGORIES, ROOT, ROWS
+from celery_task_app.ml.train import (
+    FEATURES,
+    FIXED_PARAMETERS,
+    PARAMETERS,
+    SPLIT,
+    TARGET,
+    best_threshold,
+    calibration_error,
+    fit_and_score,
+    make_churn_pipeline,
+    read_data_set,
+    score,
+    train,
+)
+from tests.ml.conftest import CATEGORIES, QUICK, ROOT, ROWS
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "churn.json").read_text())
 
 
-def run_command(data: Path, out: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "celery_task_app.ml.train", "--data", data, "--out", out]
+def run_command(data: Path, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "celery_task_app.ml.train", "--data", data, "--out", out, *options]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
@@ -59,19 +72,66 @@ def test_the_model_that_is_written_is_the_one_that_was_scored(trained: Path, csv
     _, unseen_customers, _, unseen_churned = train_test_split(customers, churned, **SPLIT)
 
     probabilities = pipeline.predict_proba(unseen_customers)[:, 1]
-    assert score(unseen_churned, probabilities) == read_manifest(trained)["scores"]
+    manifest = read_manifest(trained)
+    assert score(unseen_churned, probabilities, manifest["threshold"]) == manifest["scores"]
 
 
 def test_scores_are_what_the_books_say() -> None:
-    scores = score(pd.Series([1, 1, 0, 0]), np.array([0.9, 0.4, 0.5, 0.1]))
+    scores = score(pd.Series([1, 1, 0, 0]), np.array([0.9, 0.4, 0.5, 0.1]), threshold=0.5)
 
     assert scores["precision"] == scores["recall"] == scores["f1"] == scores["accuracy"] == 0.5
     assert scores["roc_auc"] == 0.75
     assert scores["brier"] == round((0.1**2 + 0.6**2 + 0.5**2 + 0.1**2) / 4, 6)
 
 
+def test_the_calibration_error_is_the_mean_gap_over_ten_bins() -> None:
+    churned, probabilities = pd.Series([1, 0, 1, 1]), np.array([0.05, 0.05, 0.95, 1.0])
+
+    assert calibration_error(churned, probabilities) == pytest.approx((2 * abs(0.05 - 0.5) + 2 * abs(0.975 - 1)) / 4)
+
+
+def test_the_threshold_has_the_best_f1() -> None:
+    churned, probabilities = pd.Series([1, 1, 1, 0, 0]), np.array([0.9, 0.8, 0.31, 0.3, 0.1])
+
+    assert best_threshold(churned, probabilities) == 0.31
+
+
+def test_nothing_of_the_customers_held_out_reaches_the_model(table: pd.DataFrame, csv: Path) -> None:
+    customers, churned, _ = read_data_set(csv)
+    _, held_out = train_test_split(customers.index, **SPLIT)
+    others = churned.copy()
+    others[held_out] = 1 - others[held_out]
+
+    honest, misled = (fit_and_score(customers, target, QUICK, stratify=None, **SPLIT) for target in (churned, others))
+
+    assert misled.threshold == honest.threshold
+    assert misled.calibration == honest.calibration
+    assert np.array_equal(*(trained.pipeline.predict_proba(customers) for trained in (honest, misled)))
+    assert misled.scores["roc_auc"] == pytest.approx(1 - honest.scores["roc_auc"])
+
+
+def test_the_spread_is_that_of_other_splits(trained: Path, csv: Path) -> None:
+    spread = read_manifest(trained)["spread"]
+    customers, churned, _ = read_data_set(csv)
+
+    scores = [
+        fit_and_score(customers, churned, QUICK, test_size=0.2, random_state=seed).scores for seed in spread["seeds"]
+    ]
+
+    assert spread["mean"]["f1"] == pytest.approx(np.mean([split["f1"] for split in scores]), abs=1e-6)
+    assert spread["deviation"]["brier"] == pytest.approx(np.std([split["brier"] for split in scores], ddof=1), abs=1e-6)
+
+
+def test_the_golden_rows_go_from_stayers_to_leavers(trained: Path) -> None:
+    golden = [row["probability"] for row in read_manifest(trained)["golden"]]
+
+    assert golden == sorted(golden)
+    assert golden[0] < 0.1
+    assert golden[-1] > 0.9
+
+
 def test_the_same_data_give_the_same_model(trained: Path, csv: Path, tmp_path: Path) -> None:
-    again = train(csv, tmp_path)
+    again = train(csv, tmp_path, QUICK)
 
     manifest = read_manifest(trained)
     assert again["scores"] == manifest["scores"]
@@ -79,27 +139,27 @@ def test_the_same_data_give_the_same_model(trained: Path, csv: Path, tmp_path: P
 
 
 def test_parameters_can_be_tried_without_touching_the_defaults() -> None:
-    tried, default = make_churn_pipeline(num_leaves=7), make_churn_pipeline()
+    tried, default = make_churn_pipeline(PARAMETERS | {"num_leaves": 7}), make_churn_pipeline()
 
     assert tried[-1].num_leaves == 7
-    assert default[-1].num_leaves == 15
+    assert default[-1].num_leaves == PARAMETERS["num_leaves"]
 
 
-def test_the_command_trains_and_prints_the_scores(trained: Path, csv: Path, tmp_path: Path) -> None:
+def test_the_command_trains_and_prints_the_scores(csv: Path, tmp_path: Path) -> None:
     out = tmp_path / "not" / "there yet"
 
-    training = run_command(csv, out)
+    training = run_command(csv, out, "--quick")
 
     assert training.returncode == 0
     assert f"f1={read_manifest(out)['scores']['f1']:.4f}" in training.stderr
     assert sorted(path.name for path in out.iterdir()) == ["churn.joblib", "churn.json"]
-    assert read_manifest(out)["scores"] == read_manifest(trained)["scores"]
+    assert read_manifest(out)["parameters"] == FIXED_PARAMETERS | PARAMETERS
 
 
 def test_the_command_says_in_one_line_what_is_wrong_with_the_data(artifact: Path, tmp_path: Path) -> None:
     before = artifact.read_bytes()
 
-    training = run_command(tmp_path / "nowhere.csv", artifact.parent)
+    training = run_command(tmp_path / "nowhere.csv", artifact.parent, "--quick")
 
     assert training.returncode != 0
     assert len(training.stderr.splitlines()) == 1
@@ -168,7 +228,7 @@ def test_a_folder_is_not_a_data_set(tmp_path: Path) -> None:
 def test_training_on_the_real_data_reproduces_the_shipped_scores(
     real_csv: Path, committed: Path, tmp_path: Path
 ) -> None:
-    training = run_command(real_csv, tmp_path)
+    training = run_command(real_csv, tmp_path, "--quick")
 
     assert training.returncode == 0, training.stderr
     shipped, reproduced = read_manifest(committed.parent), read_manifest(tmp_path)
@@ -179,7 +239,7 @@ def test_training_on_the_real_data_reproduces_the_shipped_scores(
 def test_the_shipped_model_was_trained_with_the_parameters_of_this_code(committed: Path) -> None:
     shipped = read_manifest(committed.parent)
 
-    assert shipped["parameters"] == {name: getattr(make_churn_pipeline()[-1], name) for name in shipped["parameters"]}
+    assert shipped["parameters"] == FIXED_PARAMETERS | PARAMETERS
     assert {feature["name"]: feature["type"] for feature in shipped["features"]} == FEATURES
     assert shipped["scores"]["roc_auc"] > 0.99
     assert shipped["scores"]["f1"] > 0.92
