@@ -13,20 +13,28 @@ import requests
 
 from benchmarks import stand
 from test_client import CUSTOMER
+from tests.processes import Service, until
+
+
+def score(running: Service, rows: list[dict[str, object]]) -> None:
+    """Send a batch, and return when it is done."""
+    accepted = requests.post(f"{running.url}/churn/batches", json=rows, timeout=30)
+    until(lambda: requests.get(running.url + accepted.headers["Location"], timeout=5).json()["status"] == "Success")
 
 
 def measured(servers: str, folder: Path, processes: int, *, warm_up: bool) -> tuple[float, float]:
     """Return the worker's memory in MB once every process has predicted, and the seconds that its first answer took."""
-    settings = {"WORKER_CONCURRENCY": str(processes), "WARM_UP": str(warm_up).lower()}
+    settings = {"WORKER_CONCURRENCY": str(processes), "WARM_UP": str(warm_up).lower(), "BATCH_CHUNK_ROWS": "10"}
     with stand.service(servers, folder, **settings) as running:
         started = time.perf_counter()
         headers = {"Prefer": "wait=20"}
         requests.post(f"{running.url}/churn/predict", json=CUSTOMER, headers=headers, timeout=30).raise_for_status()
         first_s = time.perf_counter() - started
-        subject = stand.subjects_of(running)[0]
-        # Many messages, so that every process gets its share: each of them is predicted by one.
-        figures = stand.load(subject, 8 * processes, "--requests", "4000")
-        return figures.pss_mb["worker"], first_s
+        while True:
+            # A batch is many messages at once, so that no process goes without.
+            score(running, [CUSTOMER] * 1_000)
+            if warm_up or running.worker.text().count("model loaded") == processes:
+                return stand.pss_mb(running.worker), first_s
 
 
 def main() -> None:

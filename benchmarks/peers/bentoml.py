@@ -19,7 +19,7 @@ class Churn:
     def __init__(self) -> None:
         self.model = ChurnModel(settings.model_path)
 
-    @bentoml.api(batchable=True, max_batch_size=64, max_latency_ms=100, route="/churn/batch")
+    @bentoml.api(batchable=True, max_batch_size=64, max_latency_ms=1_000, route="/churn/batch")
     def batch(self, customers: list[Customer], /) -> list[Prediction]:
         """Predict those that BentoML has gathered; each request is a list of one."""
         return self._predictions(customers)
