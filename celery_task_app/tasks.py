@@ -88,6 +88,10 @@ class PredictTask(Task):
                 self.load_model()
             return self.run(*args, **kwargs)
         except (ModelError, Unavailable) as error:
+            if isinstance(
+                error.__cause__, SoftTimeLimitExceeded
+            ):  # while the model was loaded: no fault of its
+                raise error.__cause__ from None
             if isinstance(error, ModelError):  # another worker may have a model that works
                 this_worker.model_failed(error)
                 os.kill(this_worker.pid, signal.SIGTERM)

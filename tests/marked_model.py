@@ -3,6 +3,7 @@
 import contextlib
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import joblib
@@ -40,6 +41,13 @@ class SlowModel(MarkedModel):
     def predict_proba(self, customers: pd.DataFrame) -> np.ndarray:
         time.sleep(len(customers) * self.PER_CUSTOMER_S)
         return super().predict_proba(customers)
+
+
+class SlowToLoad:
+    """What takes longer to unpickle than tests/impatient_worker.py gives it."""
+
+    def __reduce__(self) -> tuple[Callable[[float], None], tuple[float]]:
+        return time.sleep, (5,)
 
 
 def save(folder: Path, model: MarkedModel = MarkedModel()) -> Path:  # noqa: B008 - it never changes

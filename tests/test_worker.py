@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import joblib
 import psutil
 import pytest
 import requests
@@ -13,6 +14,7 @@ from celery.exceptions import QueueNotFound
 from kombu import Connection
 
 from celery_task_app.worker import DEAD, PREDICT_TASK, PREDICTIONS, app
+from tests import marked_model
 from tests.conftest import MANIFEST
 from tests.processes import ROOT, Servers, Service, running_servers, running_service, until
 
@@ -105,6 +107,18 @@ def test_a_message_waits_for_a_worker_that_has_a_model(api: Service, model: Path
         assert reasons(api) == []
     finally:
         assert healthy.stop() == 0
+
+
+def test_a_model_that_loads_too_slowly_fails_the_prediction_and_not_the_worker(
+    servers: Servers, tmp_path: Path, customer: dict[str, Any]
+) -> None:
+    path = tmp_path / "slow.joblib"
+    joblib.dump(marked_model.SlowToLoad(), path)
+    settings = {"MODEL_PATH": str(path), "WARM_UP": "false"}
+    with running_service(servers, tmp_path, "tests.impatient_worker", **settings) as service:
+        response = service.ended(service.predict(customer), within_s=60)
+        assert (response.status_code, response.json()["type"]) == (500, "/problems/prediction-failed")
+        assert service.answers("/readyz")
 
 
 def test_a_process_that_is_forked_with_the_model_loaded_predicts(
