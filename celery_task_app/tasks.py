@@ -88,9 +88,7 @@ class PredictTask(Task):
                 self.load_model()
             return self.run(*args, **kwargs)
         except (ModelError, Unavailable) as error:
-            if isinstance(
-                error.__cause__, SoftTimeLimitExceeded
-            ):  # while the model was loaded: no fault of its
+            if isinstance(error.__cause__, SoftTimeLimitExceeded):  # while the model was loaded: no fault of its
                 raise error.__cause__ from None
             if isinstance(error, ModelError):  # another worker may have a model that works
                 this_worker.model_failed(error)
