@@ -10,8 +10,10 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from functools import cached_property
+from multiprocessing import get_context
 from typing import Any, TypeVar
 
 import billiard.pool
@@ -117,13 +119,13 @@ class PredictTask(Task):
                 publisher.publish({task_id: customer}, retries)
 
     @staticmethod
-    def load_model() -> None:
-        """Load the model into this process, for every task of it.
+    def load_model(*, check: bool = True) -> None:
+        """Load the model into this process, for every task of it, and let it predict the golden rows if it is to.
 
         Raises:
             ModelError: the model can't be used.
         """
-        PredictTask.model = ChurnModel(settings.model_path)
+        PredictTask.model = ChurnModel(settings.model_path, check=check)
         this_worker.model_loaded()
 
     @cached_property
@@ -211,6 +213,10 @@ def patiently(deadline: float, call: Callable[[], T]) -> T:
             time.sleep(0.1)
 
 
+def _check_golden_rows() -> None:
+    PredictTask.model.check_golden_rows()
+
+
 @celeryd_after_setup.connect
 def check_model(sender: str, **_: object) -> None:
     """Stop a worker whose model can't be used before it takes a message; with WARM_UP, load it for all its processes.
@@ -222,7 +228,10 @@ def check_model(sender: str, **_: object) -> None:
     try:
         this_worker.model_version = check_artifact(settings.model_path).version
         if settings.warm_up:
-            PredictTask.load_model()
+            PredictTask.load_model(check=False)
+            # Not here: a model may start OpenMP's threads to predict, and what is forked afterwards would hang.
+            with ProcessPoolExecutor(1, get_context("fork")) as apart:
+                apart.submit(_check_golden_rows).result()
             gc.collect()
             gc.freeze()
     except ModelError as error:

@@ -1,5 +1,6 @@
 """A worker whose model can't be used: it says why in its log and in readiness, stops, and loses no message."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -7,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import joblib
+import pandas as pd
 import psutil
 import pytest
 import requests
 from celery.exceptions import QueueNotFound
 from kombu import Connection
+from lightgbm import LGBMClassifier
 
 from celery_task_app.worker import DEAD, PREDICT_TASK, PREDICTIONS, app
 from tests import marked_model
@@ -133,6 +136,37 @@ def test_a_process_that_is_forked_with_the_model_loaded_predicts(
             ids = [service.predict(customer) for _ in range(10)]
             assert {service.ended(task_id).status_code for task_id in ids} == {200}
         assert service.worker.text().count("model loaded") == 1
+
+
+def test_a_model_that_predicts_with_many_threads_predicts_after_the_fork_too(
+    servers: Servers, tmp_path: Path, customer: dict[str, Any]
+) -> None:
+    # LightGBM's own default is a thread for each core. Its golden rows are predicted before the fork, elsewhere.
+    table = pd.DataFrame({"Total_Trans_Ct": range(200), "Credit_Limit": [1000.0] * 200})
+    model = LGBMClassifier(n_jobs=2, verbose=-1).fit(table, table["Total_Trans_Ct"] > 100)
+    path = tmp_path / "many.joblib"
+    joblib.dump(model, path)
+    probability = model.predict_proba(table.iloc[[customer["Total_Trans_Ct"]]])[0, 1]
+    manifest = {
+        "name": "many",
+        "version": "1",
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "libraries": {},
+        "features": [{"name": "Total_Trans_Ct", "type": "integer"}, {"name": "Credit_Limit", "type": "number"}],
+        "golden": [{"customer": customer | {"Credit_Limit": 1000.0}, "probability": probability}],
+    }
+    path.with_suffix(".json").write_text(json.dumps(manifest))
+    with running_service(servers, tmp_path, MODEL_PATH=str(path)) as service:
+        answer = service.ended(service.predict(customer), within_s=60)
+        assert answer.json()["probability"] == pytest.approx(probability)
+
+
+def test_golden_rows_that_are_predicted_otherwise_stop_the_worker(api: Service, model: Path) -> None:
+    golden = [row | {"probability": 0.5} for row in MANIFEST["golden"]]
+    model.with_suffix(".json").write_text(json.dumps(MANIFEST | {"golden": golden}))
+    code, log = run_to_its_end(api.servers, model, WARM_UP="true")
+    assert code == 1
+    assert "for golden row 0" in log
 
 
 def test_a_message_that_reached_its_delivery_limit_is_predicted(

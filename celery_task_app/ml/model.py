@@ -66,12 +66,16 @@ class ChurnModel:
 
     Unpickling runs whatever code is in the file, so the manifest beside it (the same name, `.json`) is checked first.
 
+    Args:
+        path: of the file.
+        check: predict the golden rows of the manifest; if not now, `check_golden_rows` does it.
+
     Raises:
         ModelError: ArtifactMissing, ArtifactCorrupt, VersionMismatch or GoldenRowMismatch, or none of the model's
             classes is churn.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, check: bool = True) -> None:
         artifact, content = _read_artifact(path)
         self.name = artifact.name
         self.version = artifact.version
@@ -88,7 +92,10 @@ class ChurnModel:
         self.explains = artifact.explains
         if self.explains and not hasattr(self._pipeline, "contributions"):
             raise ArtifactCorrupt(f"The manifest of {path} says that it explains, but it has no method `contributions`")
-        self._check(artifact.golden, path)
+        self._path = path
+        self._golden = artifact.golden
+        if check:
+            self.check_golden_rows()
         logger.info("model loaded name=%s version=%s path=%s", self.name, self.version, path)
 
     def churn_probabilities(self, customers: Sequence[Mapping[str, object]]) -> list[float]:
@@ -140,8 +147,13 @@ class ChurnModel:
         others = sum(contributions) - sum(log_odds for log_odds, _ in up + down)
         return {"base": base, "up": named[0], "down": named[1], "others": others}
 
-    def _check(self, golden: Sequence[tuple[Mapping[str, object], float]], path: Path) -> None:
-        """Compare what the model predicts here with what it predicted where it was made."""
+    def check_golden_rows(self) -> None:
+        """Compare what the model predicts here with what it predicted where it was made.
+
+        Raises:
+            GoldenRowMismatch: they differ.
+        """
+        path, golden = self._path, self._golden
         expected = [probability for _, probability in golden]
         try:
             predicted = self.churn_probabilities([customer for customer, _ in golden])
