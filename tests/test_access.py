@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import http.client
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -144,7 +145,7 @@ def test_the_clients_take_a_key_from_a_file(
     words += ["--key-file", str(tmp_path / "key")]
     run = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert run.returncode == 0, run.stderr
-    assert "0.0003718" in run.stdout
+    assert re.search(r"\b0\.\d{8,}", run.stdout)  # the probability; no feature has so many digits
 
 
 @pytest.mark.parametrize("keys", ["secret", "secret," + "0" * 64, "0" * 63])

@@ -14,7 +14,12 @@ NOTEBOOK = ROOT / "notebooks" / "BankChurner.ipynb"
 def run(data: Path, tmp_path: Path) -> subprocess.CompletedProcess[str]:
     """Run the notebook as `make notebook` does, quickly, and throw away what it draws."""
     command = [sys.executable, "-m", "jupyter", "execute", "--timeout=200", str(NOTEBOOK)]
-    environment = os.environ | {"DATA": str(data), "QUICK": "1", "IPYTHONDIR": str(tmp_path), "MPLBACKEND": "agg"}
+    environment = os.environ | {
+        "DATA": str(data.resolve()),
+        "QUICK": "1",
+        "IPYTHONDIR": str(tmp_path),
+        "MPLBACKEND": "agg",
+    }
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
