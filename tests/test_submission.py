@@ -89,6 +89,27 @@ def test_customers_that_come_meanwhile_ride_in_one_message(here: Servers, custom
     assert max(map(len, groups)) <= 256
 
 
+def test_a_message_fills_until_the_one_before_it_is_predicted(
+    here: Servers, customer: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submission, "_LINGER_S", 60)  # longer than a customer waits to be accepted
+
+    async def use(submissions: Submissions) -> tuple[str, list[str]]:
+        first = await submit(submissions, customer)
+        others = []
+        for _ in range(3):
+            others.append(asyncio.create_task(submit(submissions, customer)))
+            await asyncio.sleep(0.05)
+        assert not any(other.done() for other in others)
+        submissions.hear(b"of others only")
+        submissions.hear(f'[{{"task_id": "{first}"}}]'.encode())
+        return first, await asyncio.gather(*others)
+
+    first, others = with_submissions(use)
+    groups = [sorted(customers_of(message)) for message in messages(here)]
+    assert groups == [[first], sorted(others)]
+
+
 def test_each_customer_keeps_its_own_id(here: Servers, customer: dict[str, Any]) -> None:
     limits = list(range(100))
 
