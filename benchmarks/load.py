@@ -242,8 +242,8 @@ class Report:
         self.predictions_per_s = round(count / self.elapsed_s, 1)
         self.elapsed_s = round(self.elapsed_s, 3)
         whole = sorted(timing.ended - timing.begun for timing in timings)
-        self.p50_ms, self.p95_ms, self.p99_ms, self.max_ms = (_percentile_ms(whole, p) for p in (50, 95, 99, 100))
-        self.post_p50_ms = _percentile_ms(sorted(timing.posted - timing.begun for timing in timings), 50)
+        self.p50_ms, self.p95_ms, self.p99_ms, self.max_ms = (percentile_ms(whole, p) for p in (50, 95, 99, 100))
+        self.post_p50_ms = percentile_ms(sorted(timing.posted - timing.begun for timing in timings), 50)
         self.polls_per_prediction = round(sum(timing.polls for timing in timings) / count, 2)
         self.waits_honoured_per_prediction = round(sum(timing.waits_honoured for timing in timings) / count, 2)
 
@@ -269,7 +269,7 @@ class Report:
         return "\n".join(lines)
 
 
-def _percentile_ms(ordered: Sequence[float], percent: int) -> float:
+def percentile_ms(ordered: Sequence[float], percent: int) -> float:
     """Return the nearest-rank percentile of times in seconds: one that was measured, not one in between."""
     return round(ordered[math.ceil(len(ordered) * percent / 100) - 1] * 1000, 2)
 

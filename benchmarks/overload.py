@@ -8,7 +8,6 @@ import argparse
 import asyncio
 import itertools
 import json
-import math
 import sys
 import tempfile
 import time
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.load import customers
+from benchmarks.load import customers, percentile_ms
 from tests import marked_model
 from tests.processes import Service, running_servers, running_service
 
@@ -91,11 +90,6 @@ async def unanswered(service: Service, task_ids: Sequence[str], within_s: float)
     return owed
 
 
-def percentile_ms(times_s: Sequence[float], percent: int) -> float:
-    """Return the nearest-rank percentile."""
-    return round(sorted(times_s)[math.ceil(len(times_s) * percent / 100) - 1] * 1000, 1)
-
-
 def main() -> int:
     """Run, report, return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -115,8 +109,8 @@ def main() -> int:
         f"{options.servers}: {sent / options.seconds:.0f} customers/s for {options.seconds:.0f} s, ten times capacity"
     )
     for status, times_s in sorted(book.times_s.items()):
-        p50, p99, most = (percentile_ms(times_s, percent) for percent in (50, 99, 100))
-        print(f"{status}          {len(times_s):6}  p50 {p50} ms, p99 {p99} ms, max {most} ms")
+        p50, p99, most = (percentile_ms(sorted(times_s), percent) for percent in (50, 99, 100))
+        print(f"{status}          {len(times_s):6}  p50 {p50:.1f} ms, p99 {p99:.1f} ms, max {most:.1f} ms")
     print(f"Retry-After  {min(book.retry_after_s)} to {max(book.retry_after_s)} s")
     print(f"API memory   {', '.join(f'{mib:.0f}' for mib in book.pss_mib)} MiB (PSS, every {SAMPLE_S} s)")
     print(f"unanswered   {len(lost)} of {len(book.accepted)} accepted")

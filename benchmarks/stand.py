@@ -6,7 +6,6 @@ Clients, subjects and servers share the cores, so a figure means something only 
 import contextlib
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from typing import Any
 import psutil
 import requests
 
-from tests.processes import ROOT, Process, Service, free_port, running_servers, running_service, until
+from tests.processes import ROOT, Process, Service, free_port, missing_programs, running_servers, running_service, until
 
 # What a gateway's log says already; the subjects that are uvicorn's read this as `--no-access-log`.
 QUIET = {"UVICORN_ACCESS_LOG": "false"}
@@ -170,7 +169,7 @@ def choose_servers(wanted: str | None) -> str:
     """Return `rabbitmq` if its programs and Redis's are installed, else `valkey`, unless one is wanted."""
     if wanted:
         return wanted
-    return "rabbitmq" if shutil.which("rabbitmq-server") and shutil.which("redis-server") else "valkey"
+    return "valkey" if missing_programs() else "rabbitmq"
 
 
 SERVERS = {"rabbitmq": "RabbitMQ + Redis", "valkey": "embedded Valkey"}

@@ -226,14 +226,16 @@ def check_model(sender: str, **_: object) -> None:
     """
     this_worker.hostname = sender
     try:
-        this_worker.model_version = check_artifact(settings.model_path).version
         if settings.warm_up:
             PredictTask.load_model(check=False)
+            this_worker.model_version = PredictTask.model.version
             # Not here: a model may start OpenMP's threads to predict, and what is forked afterwards would hang.
             with ProcessPoolExecutor(1, get_context("fork")) as apart:
                 apart.submit(_check_golden_rows).result()
             gc.collect()
             gc.freeze()
+        else:
+            this_worker.model_version = check_artifact(settings.model_path).version
     except ModelError as error:
         this_worker.model_failed(error)
         raise SystemExit(1) from error
