@@ -126,13 +126,14 @@ class Heartbeat(bootsteps.StartStopStep):
     requires = ("celery.worker.consumer:Tasks",)
 
     def start(self, consumer: Any) -> None:
-        """Show the first sign now, and the next ones from the worker's event loop."""
-        this_worker.alive()
-        self._timer = consumer.timer.call_repeatedly(_PERIOD_S, this_worker.alive)
+        """Show the signs from the worker's event loop: until it runs, a process that is lost ends the worker."""
+        self._first = consumer.timer.call_after(0, this_worker.alive)
+        self._next = consumer.timer.call_repeatedly(_PERIOD_S, this_worker.alive)
 
     def stop(self, _consumer: Any) -> None:
         """Say at once that nothing is consumed any more."""
-        self._timer.cancel()
+        self._first.cancel()
+        self._next.cancel()
         this_worker.gone()
 
 

@@ -129,7 +129,7 @@ def test_a_process_that_is_forked_with_the_model_loaded_predicts(
 ) -> None:
     # OpenMP's threads do not survive a fork: if the model had started them before, a process that uses them would hang.
     settings = {"WORKER_CONCURRENCY": "2", "OMP_NUM_THREADS": "4"}
-    with running_service(servers, tmp_path, **settings) as service:
+    with running_service(servers, tmp_path, "tests.late_worker", **settings) as service:
         for _ in range(3):
             for process in psutil.Process(service.worker.pid).children():
                 process.kill()
