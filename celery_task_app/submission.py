@@ -52,6 +52,10 @@ _IMPATIENT = {
     "interval_max": 0,
 }
 
+# Before a queue that may have been deleted is declared again: RabbitMQ tells its consumers of the end only if there is
+# no queue of that name by then; else it takes them for the new one's, and they get no message of it.
+_PAUSE_S = 0.3
+
 
 def impatient_connection() -> Connection:
     """Return a connection to the broker, not yet open, that fails within about two seconds where it can't work."""
@@ -93,6 +97,7 @@ class Publisher:
             self.close()
             if not was_open:
                 raise BrokerUnavailable(f"the broker did not confirm: {error!r}") from error
+            time.sleep(_PAUSE_S)
             self.send(task, to, kwargs, retries, task_id)
 
     def depth(self, of: Queue) -> int:
@@ -103,10 +108,12 @@ class Publisher:
         """
         if self._producer is None:
             raise BrokerUnavailable("not connected")
+        passive = self._connection.transport.driver_type == "amqp"  # elsewhere a queue that is empty does not exist
         try:
-            return int(of(self._producer.channel).queue_declare().message_count)
+            return int(of(self._producer.channel).queue_declare(passive=passive).message_count)
         except (OperationalError, *self._connection.connection_errors, *self._connection.channel_errors) as error:
             self.close()
+            time.sleep(_PAUSE_S)
             raise BrokerUnavailable(f"the broker did not tell a queue's depth: {error!r}") from error
 
     def _send(self, task: str, to: Queue, kwargs: Mapping[str, object], retries: int, task_id: str | None) -> None:

@@ -3,7 +3,9 @@
 import hashlib
 import json
 import shutil
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +197,26 @@ def test_a_message_that_reached_its_delivery_limit_is_predicted(
         until(lambda: not any(api.servers.messages().values()))
     finally:
         assert worker.stop() == 0
+
+
+def test_a_worker_hears_that_its_queue_was_deleted_while_messages_are_on_their_way(
+    servers: Servers, tmp_path: Path, customer: dict[str, Any]
+) -> None:
+    if servers.name == "valkey":
+        pytest.skip("a queue is a list, gone whenever it is empty")
+    deleted = threading.Event()
+
+    def send(service: Service) -> None:
+        while not deleted.is_set():
+            requests.post(f"{service.url}/churn/predict", json=customer, timeout=5)
+
+    with ThreadPoolExecutor() as clients, running_service(servers, tmp_path) as service:
+        for _ in range(4):
+            clients.submit(send, service)
+        until(lambda: service.worker.text().count("succeeded") > 100)
+        servers.rabbitmqctl("delete_queue", PREDICTIONS.name)
+        deleted.set()
+        assert service.ended(service.predict(customer), within_s=60).status_code == 200
 
 
 def test_a_worker_waits_for_a_broker_that_starts_later(servers: Servers, tmp_path: Path) -> None:
