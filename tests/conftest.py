@@ -2,7 +2,9 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,20 @@ def need(servers_name: str) -> None:
         pytest.skip(reason)
 
 
-@pytest.fixture(scope="session", params=["valkey", "rabbitmq"])
-def servers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+@pytest.fixture(scope="session")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Servers]]:
+    """Servers by name, each started once: RabbitMQ takes its time."""
+    with ExitStack() as stack:
+        yield cache(lambda name: stack.enter_context(running_servers(name, tmp_path_factory.mktemp(name))))
+
+
+@pytest.fixture(scope="module", params=["valkey", "rabbitmq"])
+def servers(request: pytest.FixtureRequest, started: Callable[[str], Servers]) -> Servers:
+    """Servers that know nothing of the modules before."""
     need(request.param)
-    with running_servers(request.param, tmp_path_factory.mktemp(request.param)) as running:
-        yield running
+    running = started(request.param)
+    running.clear()
+    return running
 
 
 @pytest.fixture(scope="module")

@@ -178,6 +178,15 @@ class Servers:
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
 
+    def clear(self) -> None:
+        """Delete every queue and every key."""
+        if self.name == "rabbitmq":
+            with Connection(self.broker_uri) as connection:
+                for queue in (PREDICTIONS, BATCHES, DEAD):
+                    queue(connection.default_channel).delete()
+        with redis.Redis.from_url(self.backend_uri) as client:
+            client.flushall()
+
     def messages(self) -> dict[str, int]:
         """How many messages each queue holds, with those that a worker has taken and not acknowledged."""
         if self.name == "rabbitmq":
