@@ -65,7 +65,7 @@ def turns(seconds: float, requests: int | None) -> Iterator[bool]:
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How to speak with what is measured. The others than the service's own are for `make bench-peers`."""
+    """How to speak with what is measured: the service (with reasons, too), or a peer of `make bench-peers`."""
 
     post: str = "/churn/predict"
     get: str = "/churn/result/"
@@ -79,6 +79,7 @@ class Dialect:
 
 DIALECTS = {
     "churn": Dialect(),
+    "explained": Dialect("/churn/predict?explain=true"),
     "bentoml": Dialect("/churn/batch", in_a_list=True),
     "bentoml-task": Dialect("/churn/task/submit", "/churn/task/get?task_id=", (200, "in_progress"), (400, None)),
 }
