@@ -48,7 +48,7 @@ app.conf.update(
     task_create_missing_queues=False,
     # Delivery: a message is acknowledged when its predictions are stored, and comes back if its worker dies.
     task_acks_late=True,
-    task_reject_on_worker_lost=True,
+    task_reject_on_worker_lost=True,  # tasks.py decides otherwise, but not in a cold shutdown (SIGQUIT)
     worker_prefetch_multiplier=2,  # a crash redelivers little, and counts a delivery for little
     # Time: far below RabbitMQ's consumer timeout of 30 minutes.
     task_soft_time_limit=5,

@@ -192,6 +192,21 @@ def test_a_dead_letter_that_had_all_its_attempts_is_a_failure(service: Service, 
     check_failed(service, task_id, "TooManyAttempts")
 
 
+@pytest.mark.parametrize("servers", ["rabbitmq"], indirect=True)
+def test_a_worker_whose_connections_fell_silent_makes_others(service: Service) -> None:
+    def connections() -> int:
+        return service.worker.text().count("mingle: all alone")
+
+    before = connections()
+    speaks = "lists:member(element(1, proc_lib:translate_initial_call(P)), [rabbit_reader, rabbit_heartbeat])"
+    silence = f"[erlang:suspend_process(P) || P <- processes(), {speaks}], timer:sleep(60000)"
+    service.servers.rabbitmqctl("eval", f"register(silencer, spawn(fun() -> {silence} end)).")
+    try:
+        until(lambda: connections() > before)
+    finally:
+        service.servers.rabbitmqctl("eval", "exit(whereis(silencer), kill).")
+
+
 def test_a_worker_that_is_stopped_while_the_broker_is_frozen_ends(service: Service) -> None:
     children = psutil.Process(service.worker.pid).children()
     with service.servers.broker.paused():
