@@ -49,7 +49,7 @@ async def readiness() -> Readiness:
 async def _broker() -> str:
     try:
         async with asyncio.timeout(_WITHIN_S):
-            await asyncio.to_thread(_open_channel)
+            await asyncio.to_thread(_publish_to_nobody)
     except TimeoutError:
         return f"no answer within {_WITHIN_S} s"
     except OperationalError as error:
@@ -57,10 +57,11 @@ async def _broker() -> str:
     return _UP
 
 
-def _open_channel() -> None:
+def _publish_to_nobody() -> None:
+    """Publish to an exchange that every RabbitMQ has and that has no queue: in an alarm it takes connections still."""
     connection = impatient_connection()
     try:
-        _ = connection.default_channel
+        connection.Producer(auto_declare=False).publish("", exchange="amq.fanout")
     finally:
         connection.collect()
 

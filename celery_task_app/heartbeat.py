@@ -2,13 +2,14 @@
 
 It is gone 15 s after the last, so a frozen worker is missed soon; no `inspect ping`, which asks through the very queue
 that may be the trouble. The main process shows it; that the processes which predict run, a thread of each says in
-memory that they share. Who may serve, judged by it, is health.py's business.
+memory that they share, and if all are silent for long they are replaced. Who may serve is health.py's business.
 """
 
 import json
 import logging
 import mmap
 import os
+import signal
 import struct
 import threading
 import time
@@ -18,6 +19,7 @@ from typing import Any, Literal, TypedDict, cast
 
 import redis
 import redis.asyncio
+from billiard import active_children
 from celery import bootsteps
 from celery.signals import worker_process_init
 
@@ -33,6 +35,7 @@ _LIFE_S = 15
 _FAILED_LIFE_S = 60  # a worker that can't load its model stops; its restarts take a while
 _TICK_S = 1
 _STUCK_AFTER_S = 8  # seen within 13 s, then
+_LOOKS_BEFORE_KILLED = 3  # a process that is busy is killed earlier, by the time limit
 
 # What the processes of a worker share: whether the model is loaded, and when one of them last ran.
 _LOADED, _LAST_RUN = 0, 8
@@ -68,6 +71,7 @@ class ThisWorker:
     def __init__(self) -> None:
         self.pid = os.getpid()
         self._shared = mmap.mmap(-1, 16)  # the processes of the pool write, the main process reads
+        self._looks_silent = 0
 
     def model_loaded(self) -> None:
         """Say that a process has loaded the model, and take back what an earlier start may have left."""
@@ -91,10 +95,20 @@ class ThisWorker:
         (last_run,) = struct.unpack_from("d", self._shared, _LAST_RUN)
         if last_run and (silent_s := time.monotonic() - last_run) > _STUCK_AFTER_S:
             sign = SignOfLife(model="stuck", detail=f"no process that predicts has run for {silent_s:.0f} s")
+            self._looks_silent += 1
+            if self._looks_silent >= _LOOKS_BEFORE_KILLED:
+                self._replace_processes()
         else:
+            self._looks_silent = 0
             state: Literal["loaded", "not loaded yet"] = "loaded" if self._shared[_LOADED] else "not loaded yet"
             sign = SignOfLife(model=state, detail=self.model_version)
         self._show(self._name, sign, _LIFE_S)
+
+    @staticmethod
+    def _replace_processes() -> None:
+        for process in active_children():
+            logger.error("process killed, for it is frozen pid=%d", process.pid)
+            os.kill(process.pid, signal.SIGKILL)  # Celery starts another
 
     def gone(self) -> None:
         """Take the sign of life back."""

@@ -73,7 +73,6 @@ QUEUED = Prediction(State.QUEUED)
 _SOCKET: dict[str, Any] = {
     "socket_timeout": 1,
     "socket_connect_timeout": 1,
-    "socket_keepalive": True,
     "health_check_interval": 15,
 }
 

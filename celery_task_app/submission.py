@@ -39,17 +39,13 @@ _ACCEPT_WITHIN_S = 2.5
 # it Valkey, which takes a message in less time than a worker needs to predict one, is sent a message for each customer.
 _LINGER_S = 0.005
 
-# One failure waits for up to three of these. Without the connection's own, a frozen RabbitMQ blocks for minutes.
+# Without them a frozen RabbitMQ, or a frozen Valkey, blocks for ever, and one that is away for two seconds at least.
 _STEP_S = 0.7
 _IMPATIENT = {
-    "connect_timeout": _STEP_S,
-    "read_timeout": _STEP_S,
-    "write_timeout": _STEP_S,
-    "socket_connect_timeout": _STEP_S,  # these two are the names on Valkey and Redis
-    "socket_timeout": _STEP_S,
+    "read_timeout": _STEP_S,  # of RabbitMQ; a confirm is waited for as long
+    "socket_timeout": _STEP_S,  # of Valkey and Redis
     "max_retries": 1,
     "interval_start": 0,
-    "interval_max": 0,
 }
 
 # Before a queue that may have been deleted is declared again: RabbitMQ tells its consumers of the end only if there is
@@ -57,9 +53,18 @@ _IMPATIENT = {
 _PAUSE_S = 0.3
 
 
+def _refuse_alarm(_reason: str) -> None:
+    raise OperationalError("RabbitMQ takes no messages: a memory or disk alarm")
+
+
 def impatient_connection() -> Connection:
-    """Return a connection to the broker, not yet open, that fails within about two seconds where it can't work."""
-    return app.connection_for_write(transport_options=_IMPATIENT, connect_timeout=_STEP_S)
+    """Return a connection to the broker, not yet open, that fails within about a second where it can't work.
+
+    A publish on it is confirmed by RabbitMQ: else one that was refused looks like one that was not. On no other
+    connection, for the worker's event loop would wait for each of Celery's own events.
+    """
+    options = {**_IMPATIENT, "confirm_publish": True, "on_blocked": _refuse_alarm}
+    return app.connection_for_write(transport_options=options, connect_timeout=_STEP_S)
 
 
 class Publisher:
@@ -118,7 +123,7 @@ class Publisher:
 
     def _send(self, task: str, to: Queue, kwargs: Mapping[str, object], retries: int, task_id: str | None) -> None:
         if self._producer is None:
-            self._producer = Producer(self._connection.channel(), auto_declare=False)
+            self._producer = Producer(self._connection.default_channel, auto_declare=False)
         app.send_task(
             task,
             kwargs=kwargs,
@@ -129,7 +134,6 @@ class Publisher:
             declare=[to, DEAD],
             retry=False,  # publish() does that, in bounded time
             mandatory=True,  # RabbitMQ refuses what no queue would take
-            confirm_timeout=_STEP_S,
             ignore_result=True,  # results.py stores the results; Celery would SUBSCRIBE to one for each message
             argsrepr="-",  # customers must not appear in headers and logs; empty ones would be made up by the worker
             kwargsrepr="-",

@@ -8,6 +8,7 @@ import gc
 import logging
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -20,7 +21,7 @@ import billiard.pool
 import celery.worker.consumer.consumer
 from celery import Task
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
-from celery.signals import celeryd_after_setup
+from celery.signals import celeryd_after_setup, worker_shutting_down
 from celery.worker import state as worker_state
 from celery.worker.consumer import Consumer
 from celery.worker.request import Request
@@ -45,6 +46,9 @@ T = TypeVar("T")
 Id = TypeVar("Id", str, int)  # a task id, or a row of a batch
 
 MAX_RETRIES = 3  # four attempts for each customer
+
+# Seconds that a worker may take to stop. Celery says goodbye to the broker, and waits for ever for one that is frozen.
+STOP_WITHIN_S = 20
 
 # Seconds from the start of a message that the result store is asked again if it does not answer: the last try may take
 # another 2.5, and the soft time limit is 5.
@@ -239,6 +243,19 @@ def check_model(sender: str, **_: object) -> None:
     except ModelError as error:
         this_worker.model_failed(error)
         raise SystemExit(1) from error
+
+
+@worker_shutting_down.connect
+def stop_in_time(**_: object) -> None:
+    """End a worker that was told to stop and can't: what it has not acknowledged comes back."""
+
+    def end() -> None:
+        logger.warning("stopped without the broker's answer")
+        os._exit(0)
+
+    timer = threading.Timer(STOP_WITHIN_S, end)
+    timer.daemon = True
+    timer.start()
 
 
 app.steps["consumer"].add(Heartbeat)

@@ -40,23 +40,19 @@ app = Celery(
 )
 
 app.conf.update(
-    # JSON only: unpickling what comes from the wire would run it.
+    # JSON only, as is Celery's default too: unpickling what comes from the wire would run it.
     accept_content=["json"],
-    task_serializer="json",
-    result_serializer="json",
     # Queues: all are consumed by the article's plain worker command. A misspelt name is an error, not a new queue.
     task_queues=[PREDICTIONS, BATCHES, DEAD],
     task_default_queue=PREDICTIONS.name,
     task_create_missing_queues=False,
     # Delivery: a message is acknowledged when its predictions are stored, and comes back if its worker dies.
     task_acks_late=True,
-    task_reject_on_worker_lost=True,
+    task_reject_on_worker_lost=True,  # tasks.py decides otherwise, but not in a cold shutdown (SIGQUIT)
     worker_prefetch_multiplier=2,  # a crash redelivers little, and counts a delivery for little
-    worker_cancel_long_running_tasks_on_connection_loss=False,  # the processes stay warm, redelivery is harmless
     # Time: far below RabbitMQ's consumer timeout of 30 minutes.
     task_soft_time_limit=5,
     task_time_limit=10,
-    worker_proc_alive_timeout=60,  # a model may load slowly when WARM_UP is set
     worker_concurrency=settings.worker_concurrency,
     # The broker goes away and comes back: reconnect for ever, at the start too.
     broker_heartbeat=20,
@@ -64,18 +60,13 @@ app.conf.update(
     broker_connection_max_retries=None,
     broker_channel_error_retry=True,
     broker_transport_options={
-        "confirm_publish": True,  # RabbitMQ; without it a publish that was refused looks like one that was not
-        # Valkey and Redis: what a worker that died had taken is delivered again after about a minute. The sweep's
-        # period is the product of the last two.
+        "read_timeout": 5,  # s, of RabbitMQ; else whatever asks one that is frozen waits for ever
+        # Valkey and Redis: what a worker that died had taken is delivered again after about a minute. They are asked
+        # for it every 10 s times the throttle.
         "visibility_timeout": 60,
-        "unacked_restore_interval": 5,
         "unacked_restore_throttle": 1,
-        "socket_keepalive": True,
     },
-    # Celery's own result client, for AsyncResult(id, app=app).get(): the defaults wait for minutes.
+    # What Celery itself keeps in the result store: that a message's task is unknown.
     result_expires=settings.result_ttl_s,
-    redis_socket_timeout=5,
-    redis_socket_connect_timeout=2,
-    redis_socket_keepalive=True,
-    worker_hijack_root_logger=True,
+    redis_socket_timeout=2,  # s; else a frozen store is waited for two minutes, by AsyncResult(id, app=app) too
 )

@@ -30,6 +30,16 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@contextlib.contextmanager
+def silent_port() -> Iterator[int]:
+    """A port where a connection is neither made nor refused: the only place in the queue before it is taken."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        with socket.create_connection(listener.getsockname()):
+            yield int(listener.getsockname()[1])
+
+
 def until(condition: Callable[[], T], within_s: float = 30, every_s: float = 0.02) -> T:
     """Return the first true value of CONDITION; fail if none comes in time."""
     deadline = time.monotonic() + within_s

@@ -63,16 +63,28 @@ def container_check(service: Service) -> int:
 
 
 @on_one_back_end
-def test_a_worker_whose_predicting_process_is_frozen_is_no_worker_within_20_s(service: Service) -> None:
+def test_a_predicting_process_that_is_frozen_is_said_within_20_s_and_replaced(service: Service) -> None:
     assert container_check(service) == 0
     (child,) = psutil.Process(service.worker.pid).children()
-    with frozen(child.pid):
-        until(lambda: not service.answers(), within_s=20)
-        (sign,) = problem(requests.get(f"{service.url}/readyz", timeout=5), "not-ready")["workers"].values()
-        assert sign["model"] == "stuck"
-        assert container_check(service) == 1
+    child.suspend()
+    until(lambda: not service.answers(), within_s=20)
+    (sign,) = problem(requests.get(f"{service.url}/readyz", timeout=5), "not-ready")["workers"].values()
+    assert sign["model"] == "stuck"
+    assert container_check(service) == 1
     until(service.answers)
     assert container_check(service) == 0
+
+
+@pytest.mark.parametrize("servers", ["rabbitmq"], indirect=True)
+def test_a_broker_that_takes_no_messages_is_said_so(service: Service, customer: dict[str, Any]) -> None:
+    service.servers.rabbitmqctl("set_vm_memory_high_watermark", "0.00001")
+    try:
+        until(lambda: "alarm" in said(service)["broker"])
+        refused = requests.post(f"{service.url}/churn/predict", json=customer, timeout=5)
+        assert "alarm" in problem(refused, "unavailable")["detail"]
+    finally:
+        service.servers.rabbitmqctl("set_vm_memory_high_watermark", "0.6")
+    until(service.answers)
 
 
 @pytest.mark.parametrize("part", ["broker", "result_store"])

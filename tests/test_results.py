@@ -5,12 +5,14 @@ from collections.abc import Callable
 from uuid import uuid4
 
 import pytest
+import redis
 from celery import Celery
 from celery.result import AsyncResult
 
 from celery_task_app.errors import InvalidPrediction, ResultStoreUnavailable
 from celery_task_app.results import Prediction, ResultReader, ResultStore, State, blocking_client
-from tests.processes import Servers, free_port
+from celery_task_app.worker import app
+from tests.processes import Servers, free_port, silent_port
 
 DEADLINE = float(int(time.time()) + 3600)
 FAILURE = InvalidPrediction("the model's answer is not a probability")
@@ -139,6 +141,36 @@ def test_a_store_that_is_away_is_said_so(monkeypatch: pytest.MonkeyPatch, here: 
     for call in calls:
         with pytest.raises(ResultStoreUnavailable):
             call()
+
+
+@pytest.mark.timeout(8)  # the client's defaults take 10 s
+@pytest.mark.parametrize("servers", ["valkey"], indirect=True)
+@pytest.mark.parametrize("is_frozen", [True, False])
+def test_a_store_that_is_silent_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, here: Servers, task_id: str, is_frozen: bool
+) -> None:
+    from celery_task_app import results
+
+    with silent_port() as port:
+        if not is_frozen:
+            silent = results.settings.model_copy(update={"backend_uri": f"redis://127.0.0.1:{port}/0"})
+            monkeypatch.setattr(results, "settings", silent)
+        store = ResultStore()
+        if is_frozen:
+            store.look_up([task_id])
+        with here.store.paused(), pytest.raises(ResultStoreUnavailable):
+            store.look_up([task_id])
+
+
+@pytest.mark.timeout(20)  # its default takes two minutes
+@pytest.mark.parametrize("servers", ["valkey"], indirect=True)
+def test_celerys_own_client_gives_up_a_store_that_is_frozen(here: Servers, task_id: str) -> None:
+    configured = Celery(backend=here.backend_uri)
+    configured.conf.redis_socket_timeout = app.conf.redis_socket_timeout
+    result = AsyncResult(task_id, app=configured)
+    assert result.state == "PENDING"
+    with here.store.paused(), pytest.raises(redis.TimeoutError):
+        _ = result.state
 
 
 def test_a_reader_goes_on_after_the_store_failed_once(here: Servers, store: ResultStore, task_id: str) -> None:

@@ -13,7 +13,7 @@ from celery_task_app.errors import BrokerUnavailable, Overloaded, ResultStoreUna
 from celery_task_app.results import ResultReader, State, blocking_client
 from celery_task_app.submission import Publisher, Submissions
 from celery_task_app.worker import DEAD, PREDICTIONS, app
-from tests.processes import Servers, free_port
+from tests.processes import Servers, free_port, silent_port
 
 T = TypeVar("T")
 
@@ -157,16 +157,33 @@ def test_closing_publishes_what_waits(here: Servers, customer: dict[str, Any]) -
     assert sorted(ids) == sorted(task_id for message in messages(here) for task_id in customers_of(message))
 
 
+@pytest.mark.parametrize("refuses", [True, False])
 def test_a_broker_that_is_away_is_said_so_and_the_id_is_taken_back(
-    here: Servers, customer: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    here: Servers, customer: dict[str, Any], monkeypatch: pytest.MonkeyPatch, refuses: bool
 ) -> None:
     scheme = here.broker_uri.partition(":")[0]
-    monkeypatch.setitem(app.conf, "broker_url", f"{scheme}://127.0.0.1:{free_port()}/")
-    with blocking_client() as client:
+    with silent_port() as silent, blocking_client() as client:
+        port = free_port() if refuses else silent
+        monkeypatch.setitem(app.conf, "broker_url", f"{scheme}://127.0.0.1:{port}/")
         before = set(client.keys("celery-task-meta-*"))
-        with pytest.raises(BrokerUnavailable):
+        if refuses:
+            monkeypatch.setattr(submission, "_ACCEPT_WITHIN_S", 1.5)
+        # The publisher gives up earlier than the client: it is free for the next ones, and says why.
+        with pytest.raises(BrokerUnavailable, match="did not confirm"):
             with_submissions(lambda room: submit(room, customer))
         assert set(client.keys("celery-task-meta-*")) == before
+
+
+@pytest.mark.timeout(20)  # without a limit of its own it would be waited for without end
+def test_a_broker_that_is_frozen_is_given_up(here: Servers, customer: dict[str, Any]) -> None:
+    publishers = [Publisher(), Publisher()]
+    for publisher in publishers:
+        publisher.publish({str(uuid4()): customer})
+    with here.broker.paused():
+        with pytest.raises(BrokerUnavailable):
+            publishers[0].publish({str(uuid4()): customer})
+        with pytest.raises(BrokerUnavailable, match="depth"):
+            publishers[1].depth(PREDICTIONS)
 
 
 def test_a_store_that_is_away_is_said_so_and_nothing_is_queued(
@@ -246,6 +263,12 @@ class TestRabbitMQ:
         classic = queue.queue_arguments | {"x-queue-type": "classic"}
         with Connection(here.broker_uri) as connection, pytest.raises(PreconditionFailed, match="x-queue-type"):
             Queue(queue.name, queue_arguments=classic, channel=connection.default_channel).queue_declare()
+
+    @pytest.mark.parametrize("argument", ["x-max-length", "x-dead-letter-strategy"])
+    def test_no_queue_without_this_is_accepted(self, here: Servers, argument: str) -> None:
+        others = {name: value for name, value in PREDICTIONS.queue_arguments.items() if name != argument}
+        with Connection(here.broker_uri) as connection, pytest.raises(PreconditionFailed, match=argument):
+            Queue(PREDICTIONS.name, queue_arguments=others, channel=connection.default_channel).queue_declare()
 
 
 def delete_queue(servers: Servers) -> None:

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import requests
 from celery.exceptions import QueueNotFound
-from kombu import Connection
+from kombu import Connection, Queue
 from lightgbm import LGBMClassifier
 
 from celery_task_app.worker import DEAD, PREDICT_TASK, PREDICTIONS, app
@@ -219,14 +219,31 @@ def test_a_worker_hears_that_its_queue_was_deleted_while_messages_are_on_their_w
         assert service.ended(service.predict(customer), within_s=60).status_code == 200
 
 
-def test_a_worker_waits_for_a_broker_that_starts_later(servers: Servers, tmp_path: Path) -> None:
+def test_a_worker_waits_for_a_broker_that_starts_later(tmp_path: Path) -> None:
     with running_servers("valkey", tmp_path) as late, running_service(late, tmp_path) as service:
         assert service.worker.stop() == 0
         late.broker.kill()
         service.worker.start()
-        until(lambda: "Cannot connect to" in service.worker.text())
+        until(lambda: "(1/None)" in service.worker.text())  # of how many attempts
         late.broker.start()
         until(service.answers)
+
+
+def test_a_worker_waits_until_a_queue_is_as_it_should_be(api: Service, tmp_path: Path) -> None:
+    if api.servers.name == "valkey":
+        pytest.skip("a queue is a list, whatever its arguments")
+    worker = Service(api.servers, tmp_path, {}).worker
+    with Connection(api.servers.broker_uri) as connection:
+        PREDICTIONS(connection.default_channel).delete()
+        other = Queue(PREDICTIONS.name, channel=connection.default_channel, queue_arguments={"x-queue-type": "classic"})
+        other.queue_declare()
+        worker.start()
+        until(lambda: "PRECONDITION_FAILED" in worker.text())
+        other.delete()
+    try:
+        until(lambda: " ready." in worker.text())
+    finally:
+        assert worker.stop() == 0
 
 
 def test_only_the_queues_that_are_used_are_declared(api: Service) -> None:
