@@ -143,7 +143,7 @@ def test_a_store_that_is_away_is_said_so(monkeypatch: pytest.MonkeyPatch, here: 
             call()
 
 
-@pytest.mark.timeout(8)  # the client's defaults take 10 s
+@pytest.mark.timeout(8, func_only=True)  # the client's defaults take 10 s
 @pytest.mark.parametrize("servers", ["valkey"], indirect=True)
 @pytest.mark.parametrize("is_frozen", [True, False])
 def test_a_store_that_is_silent_is_given_up(
@@ -162,7 +162,7 @@ def test_a_store_that_is_silent_is_given_up(
             store.look_up([task_id])
 
 
-@pytest.mark.timeout(20)  # its default takes two minutes
+@pytest.mark.timeout(20, func_only=True)  # its default takes two minutes
 @pytest.mark.parametrize("servers", ["valkey"], indirect=True)
 def test_celerys_own_client_gives_up_a_store_that_is_frozen(here: Servers, task_id: str) -> None:
     configured = Celery(backend=here.backend_uri)

@@ -174,7 +174,7 @@ def test_a_broker_that_is_away_is_said_so_and_the_id_is_taken_back(
         assert set(client.keys("celery-task-meta-*")) == before
 
 
-@pytest.mark.timeout(20)  # without a limit of its own it would be waited for without end
+@pytest.mark.timeout(20, func_only=True)  # without a limit of its own it would be waited for without end
 def test_a_broker_that_is_frozen_is_given_up(here: Servers, customer: dict[str, Any]) -> None:
     publishers = [Publisher(), Publisher()]
     for publisher in publishers:
