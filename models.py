@@ -135,8 +135,8 @@ class Prediction(BaseModel):
                 {
                     "task_id": "5f0c2e5e-6b0e-4f7e-9a43-0f4c1b1c8a57",
                     "status": "Success",
-                    "probability": 0.0003875282614281165,
-                    "model_version": "eeb94b8ba446",
+                    "probability": 0.0003999899611855581,
+                    "model_version": "31242d0f29d4",
                 }
             ]
         },
@@ -202,9 +202,9 @@ class ModelCard(BaseModel):
                 {
                     "name": "churn",
                     "description": "The probability that a customer closes the account, from 19 features.",
-                    "version": "eeb94b8ba446",
+                    "version": "31242d0f29d4",
                     "created": "2026-11-25",
-                    "sha256": "eeb94b8ba44674851b9e5dd097a0ec942e5a5a81a9bd0e6611a32fa7702425fd",
+                    "sha256": "31242d0f29d4400ad40efd074a8f52d7dfc8777b99dc1e0af6f2867994240019",
                     "features": [
                         {"name": "Customer_Age", "type": "integer", "minimum": 26, "maximum": 73},
                         {"name": "Gender", "type": "category", "categories": ["F", "M"]},
@@ -215,8 +215,8 @@ class ModelCard(BaseModel):
                         "rows_fitted": 8101,
                         "rows_scored": 2026,
                     },
-                    "scores": {"roc_auc": 0.996458, "brier": 0.015521},
-                    "threshold": 0.52,
+                    "scores": {"roc_auc": 0.99671, "brier": 0.014938},
+                    "threshold": 0.38,
                 }
             ]
         },
@@ -280,7 +280,7 @@ class Ready(BaseModel):
                     "status": "ready",
                     "broker": "up",
                     "result_store": "up",
-                    "workers": {"celery@host": {"model": "loaded", "detail": "eeb94b8ba446"}},
+                    "workers": {"celery@host": {"model": "loaded", "detail": "31242d0f29d4"}},
                 }
             ]
         },
@@ -346,7 +346,7 @@ class Batch(BaseModel):
                     "total": 10127,
                     "done": 10127,
                     "failed": 0,
-                    "model_version": "eeb94b8ba446",
+                    "model_version": "31242d0f29d4",
                 }
             ]
         },

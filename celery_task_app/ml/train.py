@@ -30,7 +30,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import RepeatedStratifiedKFold, StratifiedKFold, cross_val_predict, train_test_split
 
 from celery_task_app.errors import DataSetError
-from celery_task_app.ml.features import ChurnPipeline, FeatureEncoder, LeanLGBMClassifier
+from celery_task_app.ml.features import BLUR, BOOSTERS, COPIES, ChurnPipeline, FeatureEncoder, LeanLGBMClassifier
 
 logger = logging.getLogger(__name__)
 
@@ -75,12 +75,12 @@ SEARCH_FOLDS = RepeatedStratifiedKFold(n_splits=5, n_repeats=2, random_state=11)
 
 # What `search` found; it saw the training part of `SPLIT` and nothing else. `--quick` uses them as they are.
 PARAMETERS: dict[str, Any] = {
-    "num_leaves": 17,
-    "colsample_bytree": 0.5931058085148566,
-    "subsample": 0.699656387973755,
-    "min_child_samples": 35,
-    "path_smooth": 19.632479555100637,
-    "n_estimators": 330,
+    "num_leaves": 20,
+    "colsample_bytree": 0.6417793682245947,
+    "subsample": 0.8355689188741072,
+    "min_child_samples": 21,
+    "path_smooth": 48.91341073528069,
+    "n_estimators": 333,
 }
 # A lower rate gains nothing that the folds can tell. The rest makes the result the same on every run, and leaves the
 # other cores alone.
@@ -94,12 +94,12 @@ FIXED_PARAMETERS = {
     "verbose": -1,
 }
 TRIALS = 25
-TREES_MAX = 500
+TREES_MAX = 350  # in a fold
 PATIENCE = 50  # trees without a better log loss of a fold
 STUDY_FOLDER = Path(".data")
 # What a person should know before using it; the rest of the model card is measured.
 CARD = {
-    "description": "LightGBM; the probability that a customer closes the credit card account, from 19 features.",
+    "description": "LightGBM, the mean of two; the probability that a customer closes the account, from 19 features.",
     "intended_use": "Ranking a bank's credit card customers for a friendly call; a person decides what to do.",
     "limits": [
         "One bank, one year, 10,127 customers, 16 % of them churners: other times and other banks will differ.",
@@ -180,7 +180,10 @@ def fit_and_score(
 
 
 def cross_validate(customers: pd.DataFrame, churned: "pd.Series[int]", parameters: dict[str, Any]) -> tuple[int, float]:
-    """Return at how many trees the log loss of a fold is least, and that log loss: means over `SEARCH_FOLDS`."""
+    """Return how many trees the customers need, and the log loss: means over `SEARCH_FOLDS`, of one booster.
+
+    A fold fits on four fifths and stops where the rest is predicted best: all five bear a quarter more trees.
+    """
 
     def fit_fold(fold: tuple[Any, Any]) -> tuple[int, float]:
         fit, stop = fold
@@ -188,6 +191,7 @@ def cross_validate(customers: pd.DataFrame, churned: "pd.Series[int]", parameter
         pipeline.fit(
             customers.iloc[fit],
             churned.iloc[fit],
+            boosters=1,
             eval_X=pipeline[0].fit(customers.iloc[fit]).transform(customers.iloc[stop]),
             eval_y=churned.iloc[stop],
             callbacks=[early_stopping(PATIENCE, verbose=False)],
@@ -196,7 +200,7 @@ def cross_validate(customers: pd.DataFrame, churned: "pd.Series[int]", parameter
 
     with ThreadPoolExecutor(os.cpu_count()) as threads:  # LightGBM gives the GIL away
         trees, losses = zip(*threads.map(fit_fold, SEARCH_FOLDS.split(customers, churned)), strict=True)
-    return round(mean(trees)), mean(losses)
+    return round(1.25 * mean(trees)), mean(losses)
 
 
 def best_threshold(churned: "pd.Series[int]", probabilities: Probabilities) -> float:
@@ -298,6 +302,9 @@ def train(data: Path, out: Path, parameters: dict[str, Any] = PARAMETERS) -> dic
             "rows_fitted": len(shipped.fitted),
             "rows_scored": len(shipped.held_out),
             "split": SPLIT,
+            "boosters": BOOSTERS,  # averaged in one
+            "copies": COPIES,  # of each customer
+            "blur": BLUR,  # of them, in standard deviations of each number
         },
         "parameters": FIXED_PARAMETERS | parameters,
         "libraries": {"python": platform.python_version()} | {name: metadata.version(name) for name in LIBRARIES},

@@ -12,8 +12,8 @@ from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 
 from celery_task_app.ml.features import FeatureEncoder, LeanLGBMClassifier
-from celery_task_app.ml.train import FEATURES
-from tests.ml.conftest import ROOT
+from celery_task_app.ml.train import CLASSES, FEATURES, TARGET, make_churn_pipeline
+from tests.ml.conftest import QUICK, ROOT
 
 CUSTOMERS = pd.DataFrame({"age": [45, 51, 32], "card": ["Gold", "Blue", "Blue"], "ratio": [0.5, 0.25, 0.0]})
 
@@ -87,6 +87,31 @@ def test_calibrating_moves_the_log_odds_onto_the_line() -> None:
     assert calibrated.predict_proba(matrix, raw_score=True) == pytest.approx(1.25 * before - 0.5)
     contributions = calibrated.booster_.predict(matrix, pred_contrib=True)
     assert contributions.sum(axis=1) == pytest.approx(1.25 * before - 0.5)
+
+
+def test_the_average_of_boosters_is_the_mean_of_their_log_odds() -> None:
+    random = np.random.default_rng(seed=11)
+    matrix, churned = random.random((200, 4)), random.integers(0, 2, 200)
+    options = {"colsample_bytree": 0.5, "n_jobs": 1, "verbose": -1}
+    both, other = (LeanLGBMClassifier(n_estimators=n, random_state=n, **options).fit(matrix, churned) for n in (5, 7))
+    few, many = both.booster_, other.booster_
+
+    both.average([few, many])
+
+    mean = (few.predict(matrix, raw_score=True) + many.predict(matrix, raw_score=True)) / 2
+    averaged = pickle.loads(pickle.dumps(both))
+    assert averaged.predict_proba(matrix, raw_score=True) == pytest.approx(mean)
+    assert averaged.booster_.predict(matrix, pred_contrib=True).sum(axis=1) == pytest.approx(mean)
+    firsts = [one.predict(matrix, raw_score=True, num_iteration=3) for one in (few, many)]
+    assert averaged.booster_.predict(matrix, raw_score=True, num_iteration=6) == pytest.approx(sum(firsts) / 2)
+
+
+def test_the_boosters_of_a_pipeline_are_fitted_apart(table: pd.DataFrame) -> None:
+    customers, churned = table[list(FEATURES)], table[TARGET] == CLASSES[1]
+    two, one = (make_churn_pipeline(QUICK).fit(customers, churned, boosters=boosters) for boosters in (2, 1))
+
+    assert two[-1].booster_.num_trees() == 2 * one[-1].booster_.num_trees()
+    assert not np.allclose(two.predict_proba(customers), one.predict_proba(customers))
 
 
 def test_unpickling_a_model_does_not_import_what_trained_it(trained: Path) -> None:
