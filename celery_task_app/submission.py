@@ -39,14 +39,8 @@ _ACCEPT_WITHIN_S = 2.5
 # it Valkey, which takes a message in less time than a worker needs to predict one, is sent a message for each customer.
 _LINGER_S = 0.005
 
-# Without them a frozen RabbitMQ, or a frozen Valkey, blocks for ever, and one that is away for two seconds at least.
+# Seconds of silence after which a broker is given up.
 _STEP_S = 0.7
-_IMPATIENT = {
-    "read_timeout": _STEP_S,  # of RabbitMQ; a confirm is waited for as long
-    "socket_timeout": _STEP_S,  # of Valkey and Redis
-    "max_retries": 1,
-    "interval_start": 0,
-}
 
 # Before a queue that may have been deleted is declared again: RabbitMQ tells its consumers of the end only if there is
 # no queue of that name by then; else it takes them for the new one's, and they get no message of it.
@@ -63,7 +57,15 @@ def impatient_connection() -> Connection:
     A publish on it is confirmed by RabbitMQ: else one that was refused looks like one that was not. On no other
     connection, for the worker's event loop would wait for each of Celery's own events.
     """
-    options = {**_IMPATIENT, "confirm_publish": True, "on_blocked": _refuse_alarm}
+    # Without them a frozen RabbitMQ, or Valkey, blocks for ever, and one that is away for two seconds at least.
+    options = {
+        "read_timeout": _STEP_S,  # of RabbitMQ; a confirm is waited for as long
+        "socket_timeout": _STEP_S,  # of Valkey and Redis
+        "max_retries": 1,
+        "interval_start": 0,
+        "confirm_publish": True,
+        "on_blocked": _refuse_alarm,
+    }
     return app.connection_for_write(transport_options=options, connect_timeout=_STEP_S)
 
 

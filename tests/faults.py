@@ -19,7 +19,6 @@ from uuid import uuid4
 import psutil
 import redis
 import requests
-from kombu import Connection
 
 from celery_task_app.worker import PREDICT_TASK, PREDICTIONS, app
 from test_client import CUSTOMER
@@ -350,7 +349,7 @@ class PickledTouch:
 def rubbish_injected(ledger: Ledger) -> Iterator[None]:
     unpickled = ledger.service.folder / "unpickled"
     huge = {str(uuid4()): {"Customer_Age": "9" * 20_000_000}}
-    with Connection(ledger.service.servers.broker_uri) as connection, connection.Producer() as producer:
+    with ledger.service.servers.connection() as connection, connection.Producer() as producer:
         plain = {"routing_key": PREDICTIONS.name, "exchange": "", "headers": {"id": "x", "task": PREDICT_TASK}}
         producer.publish(b"\xff garbage", content_type="application/json", content_encoding="utf-8", **plain)
         producer.publish(b"{", content_type="application/json", content_encoding="utf-8", **plain)

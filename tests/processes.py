@@ -188,6 +188,10 @@ class Servers:
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
 
+    def connection(self) -> Connection:
+        """Return a connection that publishes with confirms: RabbitMQ may lose what has none when it is closed."""
+        return Connection(self.broker_uri, transport_options={"confirm_publish": True})
+
     def clear(self) -> None:
         """Delete every queue and every key."""
         if self.name == "rabbitmq":

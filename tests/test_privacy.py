@@ -104,9 +104,7 @@ def inject_what_nobody_understands(servers: Servers, secret: dict[str, Any]) -> 
     task_id = str(uuid4())
     body, bare = [[], {"customers": {task_id: secret}}, {}], {"id": task_id, "task": PREDICT_TASK, "lang": "py"}
     unknown = {"id": str(uuid4()), "task": "not.registered", "lang": "py", "root_id": None}
-    # RabbitMQ may lose what is not confirmed before the connection is closed.
-    confirmed = Connection(servers.broker_uri, transport_options={"confirm_publish": True})
-    with confirmed as connection, connection.Producer(serializer="json") as producer:
+    with servers.connection() as connection, connection.Producer(serializer="json") as producer:
         for content, headers in (
             (body, bare),
             (body, unknown),

@@ -218,6 +218,6 @@ def test_a_worker_that_is_stopped_while_the_broker_is_frozen_ends(service: Servi
 
 def dead_letter(servers: Servers, customers: Customers, retries: int) -> None:
     """Put a message where RabbitMQ puts one that reached its delivery limit."""
-    with Connection(servers.broker_uri) as connection:
+    with servers.connection() as connection:
         options = {"queue": DEAD, "retries": retries, "ignore_result": True, "connection": connection}
         app.send_task(PREDICT_TASK, kwargs={"customers": customers}, task_id=str(uuid4()), **options)
