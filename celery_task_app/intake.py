@@ -125,8 +125,9 @@ class Intake:
                 yield chunks.write(to_json({"rows": part.rows, "customers": part.customers}))
 
     def _publish(self, taken: Taken, chunks: IO[bytes], lengths: list[int]) -> None:
+        # Should the store fail, there is nothing to take back: it would fail again, and nobody knows the id.
+        self._store.create(taken.batch_id, taken.total, len(lengths))
         try:
-            self._store.create(taken.batch_id, taken.total, len(lengths))
             for number, length in enumerate(lengths):
                 self._publisher.send(
                     SCORE_TASK,

@@ -274,12 +274,12 @@ class Service:
                 process.stop()
 
     def predict(self, customer: Mapping[str, Any]) -> str:
-        response = requests.post(f"{self.url}/churn/predict", json=customer, timeout=5)
+        response = requests.post(f"{self.url}/churn/predict", json=customer, timeout=30)
         assert response.status_code == 202, response.text
         return str(response.json()["task_id"])
 
     def result(self, task_id: str) -> requests.Response:
-        return requests.get(f"{self.url}/churn/result/{task_id}", timeout=5)
+        return requests.get(f"{self.url}/churn/result/{task_id}", timeout=30)
 
     def ended(self, task_id: str, within_s: float = 30) -> requests.Response:
         """Return the first answer about a task id that is not 202."""

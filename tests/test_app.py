@@ -33,11 +33,11 @@ def problem(response: requests.Response, kind: str) -> dict[str, Any]:
 
 def post(service: Service, body: bytes | str | Iterator[bytes]) -> requests.Response:
     headers = {"content-type": "application/json"}
-    return requests.post(f"{service.url}/churn/predict", data=body, headers=headers, timeout=5)
+    return requests.post(f"{service.url}/churn/predict", data=body, headers=headers, timeout=30)
 
 
 def test_a_customer_is_accepted_with_an_id_and_told_where_to_ask(service: Service, customer: dict[str, Any]) -> None:
-    response = requests.post(f"{service.url}/churn/predict", json=customer, timeout=5)
+    response = requests.post(f"{service.url}/churn/predict", json=customer, timeout=30)
     task_id = response.json()["task_id"]
     assert response.status_code == 202
     assert response.json() == {"task_id": str(UUID(task_id)), "status": "Processing"}
@@ -168,14 +168,14 @@ def test_whatever_other_fields_hold_is_ignored(service: Service, customer: dict[
 @pytest.mark.parametrize("content_type", ["text/csv", "application/x-www-form-urlencoded", "json", "", None])
 def test_another_content_type_is_415(service: Service, customer: dict[str, Any], content_type: str | None) -> None:
     headers = {"content-type": content_type}
-    response = requests.post(f"{service.url}/churn/predict", json.dumps(customer), headers=headers, timeout=5)  # type: ignore[arg-type]
+    response = requests.post(f"{service.url}/churn/predict", json.dumps(customer), headers=headers, timeout=30)  # type: ignore[arg-type]
     problem(response, "not-json-type")
 
 
 @pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", "Application/JSON", "application/ld+json"])
 def test_every_name_of_json_is_taken(service: Service, customer: dict[str, Any], content_type: str) -> None:
     headers = {"content-type": content_type}
-    response = requests.post(f"{service.url}/churn/predict", json.dumps(customer), headers=headers, timeout=5)
+    response = requests.post(f"{service.url}/churn/predict", json.dumps(customer), headers=headers, timeout=30)
     assert response.status_code == 202
 
 
@@ -223,7 +223,7 @@ def test_a_client_that_goes_away_before_its_body_is_whole_is_no_defect(service: 
 def test_what_the_framework_refuses_is_a_problem_too(
     service: Service, method: str, path: str, status: int, allow: str | None
 ) -> None:
-    response = requests.request(method, service.url + path, timeout=5)
+    response = requests.request(method, service.url + path, timeout=30)
     assert response.status_code == response.json()["status"] == status
     assert response.headers["content-type"] == "application/problem+json"
     assert response.json()["type"] == "about:blank"
@@ -231,7 +231,7 @@ def test_what_the_framework_refuses_is_a_problem_too(
 
 
 def test_the_model_is_described(service: Service, customer: dict[str, Any]) -> None:
-    body = requests.get(f"{service.url}/churn/model", timeout=5).json()
+    body = requests.get(f"{service.url}/churn/model", timeout=30).json()
     shown = set(body) - {"training"}
     assert {name: body[name] for name in shown} == {name: MANIFEST[name] for name in shown}
     assert {"description", "intended_use", "limits", "features", "scores", "spread", "calibration"} <= shown
@@ -244,19 +244,19 @@ def test_what_is_not_known_of_a_model_is_said_and_what_is_damaged_is_a_defect(se
     alone.api.start()
     try:
         until(lambda: alone.answers("/livez"))
-        problem(requests.get(f"{alone.url}/churn/model", timeout=5), "no-manifest")
+        problem(requests.get(f"{alone.url}/churn/model", timeout=30), "no-manifest")
         (tmp_path / "mine.json").write_text('{"name": "mine", "version": "1", "sha256": "0", "features": []}')
-        body = requests.get(f"{alone.url}/churn/model", timeout=5).json()
+        body = requests.get(f"{alone.url}/churn/model", timeout=30).json()
         assert body == {"name": "mine", "version": "1", "sha256": "0", "features": []}
         (tmp_path / "mine.json").write_text('{"name": "mine"')
-        problem(requests.get(f"{alone.url}/churn/model", timeout=5), "internal-error")
+        problem(requests.get(f"{alone.url}/churn/model", timeout=30), "internal-error")
         until(lambda: "ArtifactCorrupt: Manifest" in alone.api.text())
     finally:
         alone.stop()
 
 
 def test_the_docs_need_no_other_host(service: Service) -> None:
-    response = requests.get(f"{service.url}/docs", timeout=5)
+    response = requests.get(f"{service.url}/docs", timeout=30)
     assert response.status_code == 200
     assert "http" not in response.text
     assert "default-src 'none'" in response.headers["content-security-policy"]
@@ -266,11 +266,11 @@ def test_the_docs_need_no_other_host(service: Service) -> None:
     addresses = re.findall(r"(?:src|href)=\"(.*?)\"", response.text) + re.findall(r"url: '(.*?)'", response.text)
     assert len(addresses) == 4
     for address in addresses:
-        assert requests.get(f"{service.url}/{address}", timeout=5).ok
+        assert requests.get(f"{service.url}/{address}", timeout=30).ok
 
 
 def test_the_process_says_that_it_lives(service: Service) -> None:
-    response = requests.get(f"{service.url}/livez", timeout=5)
+    response = requests.get(f"{service.url}/livez", timeout=30)
     assert (response.status_code, response.json()) == (200, {"status": "alive"})
 
 

@@ -37,7 +37,7 @@ def test_beyond_the_high_water_mark_it_is_429_and_what_was_accepted_is_answered(
     def post() -> requests.Response:
         number = len(accepted) % 1000
         body = {**customer, "Total_Trans_Ct": number}
-        response = requests.post(f"{service.url}/churn/predict", json=body, timeout=5)
+        response = requests.post(f"{service.url}/churn/predict", json=body, timeout=30)
         if response.status_code == 202:
             accepted[response.json()["task_id"]] = number / 1000
         return response
@@ -47,7 +47,7 @@ def test_beyond_the_high_water_mark_it_is_429_and_what_was_accepted_is_answered(
         problem(refused, "overloaded")
         assert 1 <= int(refused.headers["retry-after"]) <= 60
         assert len(accepted) > HIGH_WATER
-        assert requests.get(f"{service.url}/livez", timeout=5).ok
+        assert requests.get(f"{service.url}/livez", timeout=30).ok
     until(lambda: post().status_code == 202)
     for task_id, probability in accepted.items():
         assert service.ended(task_id).json()["probability"] == probability
@@ -57,7 +57,7 @@ def test_batches_have_a_mark_of_their_own(service: Service, customer: dict[str, 
     url, accepted = f"{service.url}/churn/batches", []
 
     def post() -> requests.Response:
-        response = requests.post(url, json=[customer] * 60, timeout=5)
+        response = requests.post(url, json=[customer] * 60, timeout=30)
         if response.status_code == 202:
             accepted.append(response.json()["batch_id"])
         return response
@@ -66,10 +66,10 @@ def test_batches_have_a_mark_of_their_own(service: Service, customer: dict[str, 
         (refused,) = until(lambda: [answer for answer in [post()] if answer.status_code != 202])
         problem(refused, "overloaded")
         assert 1 <= int(refused.headers["retry-after"]) <= 60
-        assert requests.post(f"{service.url}/churn/predict", json=customer, timeout=5).status_code == 202
+        assert requests.post(f"{service.url}/churn/predict", json=customer, timeout=30).status_code == 202
     until(lambda: post().status_code == 202)
     for batch_id in accepted:
-        until(lambda batch_id=batch_id: requests.get(f"{url}/{batch_id}", timeout=5).status_code == 200)
+        until(lambda batch_id=batch_id: requests.get(f"{url}/{batch_id}", timeout=30).status_code == 200)
 
 
 @pytest.fixture

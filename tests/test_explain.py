@@ -16,7 +16,7 @@ Customer = dict[str, Any]
 
 def post(service: Service, customer: Customer, explain: str | None = "true", **headers: str) -> requests.Response:
     query = {} if explain is None else {"explain": explain}
-    return requests.post(f"{service.url}/churn/predict", json=customer, params=query, headers=headers, timeout=10)
+    return requests.post(f"{service.url}/churn/predict", json=customer, params=query, headers=headers, timeout=30)
 
 
 def check_reasons(body: Customer) -> None:

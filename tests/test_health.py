@@ -19,7 +19,7 @@ from tests.test_app import problem
 
 
 def said(service: Service) -> dict[str, Any]:
-    return requests.get(f"{service.url}/readyz", timeout=5).json()  # type: ignore[no-any-return]
+    return requests.get(f"{service.url}/readyz", timeout=30).json()  # type: ignore[no-any-return]
 
 
 def test_readiness_names_each_part(service: Service) -> None:
@@ -51,7 +51,7 @@ def frozen(pid: int) -> Iterator[None]:
 def test_a_worker_whose_main_process_is_frozen_is_missed_within_20_s(service: Service) -> None:
     with frozen(service.worker.pid):
         until(lambda: not service.answers(), within_s=20)
-        body = problem(requests.get(f"{service.url}/readyz", timeout=5), "not-ready")
+        body = problem(requests.get(f"{service.url}/readyz", timeout=30), "not-ready")
         assert (body["broker"], body["result_store"], body["workers"]) == ("up", "up", {})
     until(service.answers)
 
@@ -68,7 +68,7 @@ def test_a_predicting_process_that_is_frozen_is_said_within_20_s_and_replaced(se
     (child,) = psutil.Process(service.worker.pid).children()
     child.suspend()
     until(lambda: not service.answers(), within_s=20)
-    (sign,) = problem(requests.get(f"{service.url}/readyz", timeout=5), "not-ready")["workers"].values()
+    (sign,) = problem(requests.get(f"{service.url}/readyz", timeout=30), "not-ready")["workers"].values()
     assert sign["model"] == "stuck"
     assert container_check(service) == 1
     until(service.answers)
@@ -80,7 +80,7 @@ def test_a_broker_that_takes_no_messages_is_said_so(service: Service, customer: 
     service.servers.rabbitmqctl("set_vm_memory_high_watermark", "0.00001")
     try:
         until(lambda: "alarm" in said(service)["broker"])
-        refused = requests.post(f"{service.url}/churn/predict", json=customer, timeout=5)
+        refused = requests.post(f"{service.url}/churn/predict", json=customer, timeout=30)
         assert "alarm" in problem(refused, "unavailable")["detail"]
     finally:
         service.servers.rabbitmqctl("set_vm_memory_high_watermark", "0.6")

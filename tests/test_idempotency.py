@@ -18,7 +18,7 @@ from tests.test_app import problem
 
 def post(service: Service, customer: dict[str, Any], key: str) -> requests.Response:
     headers = {"Idempotency-Key": key}
-    return requests.post(f"{service.url}/churn/predict", json=customer, headers=headers, timeout=10)
+    return requests.post(f"{service.url}/churn/predict", json=customer, headers=headers, timeout=30)
 
 
 @pytest.fixture

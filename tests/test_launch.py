@@ -106,7 +106,7 @@ def submit(tree: Tree) -> str:
     """Hand in the example customer of the tree's test_client.py."""
     source = (tree.path / "test_client.py").read_text()
     customer = eval(re.search(r"CUSTOMER = (\{.*?\})", source, re.DOTALL)[1])  # type: ignore[index]
-    answer = requests.post(f"{tree.url}/churn/predict", json=customer, timeout=10)
+    answer = requests.post(f"{tree.url}/churn/predict", json=customer, timeout=30)
     assert answer.status_code == 202, answer.text
     return answer.json()["task_id"]
 
@@ -118,15 +118,15 @@ def test_the_first_thing_a_person_sees_is_a_prediction_even_in_a_folder_with_a_s
     probability = float(prediction.removeprefix("The probability of churn of the example customer: "))
     assert 0 <= probability <= 1
     assert serving == f"Serving on {tree.url} (docs at /docs, logs in .data/). Ctrl-C stops it."
-    assert requests.get(f"{tree.url}/readyz", timeout=10).status_code == 200
+    assert requests.get(f"{tree.url}/readyz", timeout=30).status_code == 200
     assert tree.complained() == ""
 
 
 def test_with_api_keys_no_prediction_is_shown_and_the_rest_serves(tree: Tree) -> None:
     tree.serve(API_KEYS="0" * 64)
     assert "API_KEYS is set, so there is no first prediction" in tree.said()
-    assert requests.get(f"{tree.url}/readyz", timeout=10).status_code == 200
-    assert requests.get(f"{tree.url}/churn/model", timeout=10).status_code == 401
+    assert requests.get(f"{tree.url}/readyz", timeout=30).status_code == 200
+    assert requests.get(f"{tree.url}/churn/model", timeout=30).status_code == 401
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -260,7 +260,7 @@ def test_a_second_launcher_in_one_folder_is_refused_and_harms_nothing(tree: Tree
     assert tree.launch(PORT=str(free_port())).wait(10) != 0
     assert tree.complained() == f"Already running, or still stopping, in {tree.path}.\n"
     assert first.poll() is None
-    assert requests.get(f"{tree.url}/readyz", timeout=10).status_code == 200
+    assert requests.get(f"{tree.url}/readyz", timeout=30).status_code == 200
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
@@ -274,7 +274,7 @@ def test_what_was_accepted_before_a_stop_is_answered_after_the_next_start(tree: 
     tree.serve()
 
     def answers() -> list[requests.Response]:
-        return [requests.get(f"{tree.url}/churn/result/{task_id}", timeout=10) for task_id in task_ids]
+        return [requests.get(f"{tree.url}/churn/result/{task_id}", timeout=30) for task_id in task_ids]
 
     until(lambda: all(answer.status_code == 200 for answer in answers()))
     assert {answer.json()["status"] for answer in answers()} == {"Success"}

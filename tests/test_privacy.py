@@ -76,17 +76,17 @@ def test_the_values_are_in_no_log_event_or_state_after_forced_retries(
             ages = (45, marked_model.KILLS, marked_model.RAISES)
             customers = [secret | {"Customer_Age": age} for age in ages]
             ids = [service.predict(customer) for customer in customers]
-            batch = requests.post(f"{service.url}/churn/batches", json=[customers[0], customers[-1]], timeout=5)
+            batch = requests.post(f"{service.url}/churn/batches", json=[customers[0], customers[-1]], timeout=30)
             where = service.url + batch.headers["location"]
             inject_what_nobody_understands(servers, secret)
             answers = [service.ended(task_id, within_s=60) for task_id in ids]
             assert [answer.status_code for answer in answers] == [200, 500, 500]
-            until(lambda: requests.get(where, timeout=5).status_code == 200, within_s=60)
+            until(lambda: requests.get(where, timeout=30).status_code == 200, within_s=60)
             until(lambda: all(word in service.worker.text() for word in ("unregistered task", "unknown message")))
             until(lambda: any(event["type"] == "task-received" for event in events))
-        refused = requests.post(f"{service.url}/churn/predict", json=secret | {"Gender": 1}, timeout=5)
+        refused = requests.post(f"{service.url}/churn/predict", json=secret | {"Gender": 1}, timeout=30)
         assert refused.status_code == 422
-        for answer in (*answers, refused, requests.get(f"{where}/results", timeout=5)):
+        for answer in (*answers, refused, requests.get(f"{where}/results", timeout=30)):
             assert_no_secret(answer.text)
         assert "attempt lost" in service.worker.text()
         assert_no_secret(service.worker.text())

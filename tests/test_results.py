@@ -89,10 +89,10 @@ def test_a_redelivery_changes_no_answer(store: ResultStore, task_id: str) -> Non
 def test_who_listens_is_told_once_by_celerys_own_channel(here: Servers, store: ResultStore, task_id: str) -> None:
     with blocking_client() as client, contextlib.closing(client.pubsub()) as pubsub:
         pubsub.subscribe(f"celery-task-meta-{task_id}")
-        assert pubsub.get_message(timeout=5)["type"] == "subscribe"
+        assert pubsub.get_message(timeout=30)["type"] == "subscribe"
         store.store({task_id: 0.5}, "v1")
         store.store({task_id: 0.6}, "v1")
-        assert b'"result": 0.5' in pubsub.get_message(timeout=5)["data"]
+        assert b'"result": 0.5' in pubsub.get_message(timeout=30)["data"]
         assert pubsub.get_message(timeout=0.1) is None
 
 
@@ -110,9 +110,9 @@ def test_celerys_own_client_reads_each_state(here: Servers, store: ResultStore) 
     store.mark_queued({queued: DEADLINE})
     store.store({done: 0.5, failed: FAILURE}, "v1")
     assert celery_result(here, queued).state == "QUEUED"
-    assert celery_result(here, done).get(timeout=5) == 0.5
+    assert celery_result(here, done).get(timeout=30) == 0.5
     with pytest.raises(InvalidPrediction, match="not a probability"):
-        celery_result(here, failed).get(timeout=5)
+        celery_result(here, failed).get(timeout=30)
 
 
 def test_reads_that_are_asked_for_meanwhile_share_a_round_trip(here: Servers, store: ResultStore) -> None:

