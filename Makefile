@@ -72,7 +72,7 @@ lock: $(VENV)/.installed-test ## pin the newest versions that pyproject.toml all
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml -o requirements/api.txt
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml --extra worker -o requirements/worker.txt
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml --extra worker --extra laptop -o requirements.txt
-	$(BIN)/uv pip compile $(LOCK) pyproject.toml $(TRAINING) --extra catboost -o requirements/notebook.txt
+	$(BIN)/uv pip compile $(LOCK) pyproject.toml $(TRAINING) -o requirements/notebook.txt
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml $(TRAINING) --extra laptop --extra test -o requirements/test.txt
 TRAINING := --extra worker --extra train --extra notebook
 LOCK := --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --no-emit-find-links

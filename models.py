@@ -135,8 +135,8 @@ class Prediction(BaseModel):
                 {
                     "task_id": "5f0c2e5e-6b0e-4f7e-9a43-0f4c1b1c8a57",
                     "status": "Success",
-                    "probability": 0.0003999899611855581,
-                    "model_version": "31242d0f29d4",
+                    "probability": 0.00025044398002870265,
+                    "model_version": "2eb71a7af843",
                 }
             ]
         },
@@ -202,9 +202,9 @@ class ModelCard(BaseModel):
                 {
                     "name": "churn",
                     "description": "The probability that a customer closes the account, from 19 features.",
-                    "version": "31242d0f29d4",
+                    "version": "2eb71a7af843",
                     "created": "2026-11-25",
-                    "sha256": "31242d0f29d4400ad40efd074a8f52d7dfc8777b99dc1e0af6f2867994240019",
+                    "sha256": "2eb71a7af84386440557a419f1162a23166278abacd05088cc834e0f52965fbf",
                     "features": [
                         {"name": "Customer_Age", "type": "integer", "minimum": 26, "maximum": 73},
                         {"name": "Gender", "type": "category", "categories": ["F", "M"]},
@@ -215,8 +215,8 @@ class ModelCard(BaseModel):
                         "rows_fitted": 8101,
                         "rows_scored": 2026,
                     },
-                    "scores": {"roc_auc": 0.99671, "brier": 0.014938},
-                    "threshold": 0.38,
+                    "scores": {"roc_auc": 0.996222, "brier": 0.015323},
+                    "threshold": 0.43,
                 }
             ]
         },
@@ -247,8 +247,10 @@ class ModelCard(BaseModel):
     """Whether the probabilities are corrected, and what that would change out of fold."""
     parameters: dict[str, str | float | bool] | None = None
     """What the algorithm was told."""
+    catboost_parameters: dict[str, str | float | bool] | None = None
+    """What CatBoost was told, which grew as many of the trees."""
     libraries: dict[str, str] | None = None
-    """The versions that it was made with, and needs."""
+    """The versions that it was made with; of scikit-learn and LightGBM it needs the same."""
 
 
 class Alive(BaseModel):
@@ -280,7 +282,7 @@ class Ready(BaseModel):
                     "status": "ready",
                     "broker": "up",
                     "result_store": "up",
-                    "workers": {"celery@host": {"model": "loaded", "detail": "31242d0f29d4"}},
+                    "workers": {"celery@host": {"model": "loaded", "detail": "2eb71a7af843"}},
                 }
             ]
         },
@@ -346,7 +348,7 @@ class Batch(BaseModel):
                     "total": 10127,
                     "done": 10127,
                     "failed": 0,
-                    "model_version": "31242d0f29d4",
+                    "model_version": "2eb71a7af843",
                 }
             ]
         },

@@ -100,7 +100,7 @@ _RESULTS: dict[str, Any] = {media_type: {"schema": {"type": "string"}} for media
         "schema": {
             "type": "array",
             "items": {"type": "object"},
-            "examples": [[{"row": 0, "probability": 0.0003999899611855581}]],
+            "examples": [[{"row": 0, "probability": 0.00025044398002870265}]],
         }
     }
 }

@@ -5,18 +5,18 @@ They are here for speed: one customer costs them 0.06 ms; a ColumnTransformer an
 
 import re
 from collections.abc import Mapping, Sequence
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 from lightgbm import Booster, LGBMClassifier
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.pipeline import Pipeline
 
 Matrix = NDArray[np.float64]
-COPIES, BLUR, BOOSTERS = 4, 0.01, 2
+COPIES, BLUR = 4, 0.01
 Columns = pd.DataFrame | Mapping[str, Any]
 """Customers: each feature's values by its name."""
 
@@ -47,7 +47,7 @@ class FeatureEncoder(TransformerMixin, BaseEstimator):
             matrix[:, position] = column if codes is None else [codes.get(category, -1) for category in column]
         return matrix
 
-    def blurred(self, customers: pd.DataFrame, seed: int = 0) -> Matrix:
+    def blurred(self, customers: pd.DataFrame, seed: int) -> Matrix:
         """Return `COPIES` times n rows in which each number is off by `BLUR` of its standard deviation, at random."""
         matrix = self.transform(customers)
         numbers = [position for position in range(matrix.shape[1]) if position not in self.codes_]
@@ -68,15 +68,19 @@ class LeanLGBMClassifier(LGBMClassifier):
         churn = np.asarray(self.booster_.predict(X, num_threads=1))
         return np.column_stack((1.0 - churn, churn))
 
-    def average(self, boosters: Sequence[Booster]) -> None:
-        """Become one booster whose log-odds are the mean of theirs.
+    def average(self, others: Sequence[str]) -> None:
+        """Become one booster whose log-odds are the mean of its own and of what other trees add up to.
 
-        It has the trees of all, the first of each, then the second of each and so on, and a share of each leaf.
+        It has the trees of both in turns, as many as there are, and half of each leaf.
+
+        Args:
+            others: trees in LightGBM's text format.
         """
-        heads, trees, feet = zip(*(_parts(booster.model_to_string()) for booster in boosters), strict=True)
-        mixed = "".join(tree for same in zip_longest(*trees, fillvalue="") for tree in same)
-        self._Booster = Booster(model_str=heads[0] + mixed + feet[0])
-        self.calibrate(1 / len(boosters), 0.0)
+        head, own, foot = re.split(r"tree_sizes=.*\n+(?=Tree=0\n)|(?=end of trees)", self.booster_.model_to_string())
+        trees = re.split(r"(?=^Tree=)", own, flags=re.MULTILINE)[1:]  # the sizes, which are left out, are optional
+        mixed = "".join(chain.from_iterable(zip_longest(trees, others, fillvalue="")))
+        self._Booster = Booster(model_str=f"{head}\n{mixed}{foot}")
+        self.calibrate(0.5, 0.0)
 
     def calibrate(self, slope: float, intercept: float) -> None:
         """Move the log-odds onto a line. It is done in the leaves: serving pays nothing, and contributions add up."""
@@ -88,29 +92,27 @@ class LeanLGBMClassifier(LGBMClassifier):
                 self.booster_.set_leaf_output(tree["tree_index"], leaf, output)
 
 
-def _parts(model: str) -> tuple[str, list[str], str]:
-    """Return what precedes the trees of a model in LightGBM's format, each tree, and what follows them."""
-    head, trees, foot = re.split(r"tree_sizes=.*\n+(?=Tree=0\n)|(?=end of trees)", model)  # sizes are optional
-    return head + "\n", re.split(r"(?=^Tree=)", trees, flags=re.MULTILINE)[1:], foot
-
-
 class ChurnPipeline(Pipeline):
     """The two steps, which take a DataFrame as every pipeline does, and leaner: a mapping of each feature's values."""
 
     takes_columns = True
     """Whether ChurnModel may save itself the making of a DataFrame."""
 
-    def fit(self, customers: pd.DataFrame, churned: Any, boosters: int = BOOSTERS, **options: Any) -> Self:
+    def fit(self, customers: pd.DataFrame, churned: Any, *, symmetric: bool = True, **options: Any) -> Self:
         """Fit on blurred copies of the customers, so that no split of a tree hangs on one customer's exact figures.
 
-        Another blur and other random numbers make another booster; what several agree on is less a matter of luck.
+        Args:
+            customers: n rows of raw features.
+            churned: n times 1 or 0.
+            symmetric: average with as many of CatBoost's trees, fitted on copies that are blurred otherwise.
+            options: of LightGBM's fit.
         """
         encoder, classifier, copies = self[0].fit(customers), self[-1], np.tile(churned, COPIES)
-        others = [clone(classifier).set_params(random_state=seed) for seed in range(1, boosters)]
-        for seed, one in enumerate((classifier, *others)):
-            one.fit(encoder.blurred(customers, seed), copies, **options)
-        if others:
-            classifier.average([one.booster_ for one in (classifier, *others)])
+        classifier.fit(encoder.blurred(customers, 0), copies, **options)
+        if symmetric:
+            from celery_task_app.ml.symmetric import symmetric_trees  # noqa: PLC0415 - only training has CatBoost
+
+            classifier.average(symmetric_trees(encoder.blurred(customers, 1), copies, classifier.n_estimators))
         return self
 
     def predict_proba(self, customers: Columns) -> Any:

@@ -7,11 +7,13 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
+from catboost import CatBoostClassifier
 from lightgbm import LGBMClassifier
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 
 from celery_task_app.ml.features import FeatureEncoder, LeanLGBMClassifier
+from celery_task_app.ml.symmetric import SYMMETRIC_PARAMETERS, symmetric_trees
 from celery_task_app.ml.train import CLASSES, FEATURES, TARGET, make_churn_pipeline
 from tests.ml.conftest import QUICK, ROOT
 
@@ -89,36 +91,42 @@ def test_calibrating_moves_the_log_odds_onto_the_line() -> None:
     assert contributions.sum(axis=1) == pytest.approx(1.25 * before - 0.5)
 
 
-def test_the_average_of_boosters_is_the_mean_of_their_log_odds() -> None:
+@pytest.mark.parametrize("features", [4, 1])
+def test_the_average_is_the_mean_of_the_log_odds_of_lightgbm_and_catboost(features: int) -> None:
     random = np.random.default_rng(seed=11)
-    matrix, churned = random.random((200, 4)), random.integers(0, 2, 200)
-    options = {"colsample_bytree": 0.5, "n_jobs": 1, "verbose": -1}
-    both, other = (LeanLGBMClassifier(n_estimators=n, random_state=n, **options).fit(matrix, churned) for n in (5, 7))
-    few, many = both.booster_, other.booster_
+    matrix, unseen = random.random((2, 300, features))
+    churned = (matrix[:, 0] + matrix[:, -1] ** 2 > random.random(300)).astype(int)
+    if features == 1:
+        matrix = random.random((300, 1)).round()  # nothing to ask: CatBoost's trees are bare leaves
+    both = LeanLGBMClassifier(n_estimators=5, n_jobs=1, verbose=-1).fit(matrix, churned)
+    cat = CatBoostClassifier(iterations=7, allow_writing_files=False, verbose=False, **SYMMETRIC_PARAMETERS)
+    cat.fit(matrix, churned)
+    mean = (both.predict_proba(unseen, raw_score=True) + cat.predict(unseen, prediction_type="RawFormulaVal")) / 2
 
-    both.average([few, many])
+    both.average(symmetric_trees(matrix, churned, trees=7))
 
-    mean = (few.predict(matrix, raw_score=True) + many.predict(matrix, raw_score=True)) / 2
     averaged = pickle.loads(pickle.dumps(both))
-    assert averaged.predict_proba(matrix, raw_score=True) == pytest.approx(mean)
-    assert averaged.booster_.predict(matrix, pred_contrib=True).sum(axis=1) == pytest.approx(mean)
-    firsts = [one.predict(matrix, raw_score=True, num_iteration=3) for one in (few, many)]
-    assert averaged.booster_.predict(matrix, raw_score=True, num_iteration=6) == pytest.approx(sum(firsts) / 2)
+    assert averaged.booster_.num_trees() == 5 + 7
+    assert averaged.predict_proba(unseen, raw_score=True) == pytest.approx(mean)
+    assert averaged.booster_.predict(unseen, pred_contrib=True).sum(axis=1) == pytest.approx(mean)
 
 
-def test_the_boosters_of_a_pipeline_are_fitted_apart(table: pd.DataFrame) -> None:
+def test_a_pipeline_has_as_many_symmetric_trees_as_others(table: pd.DataFrame) -> None:
     customers, churned = table[list(FEATURES)], table[TARGET] == CLASSES[1]
-    two, one = (make_churn_pipeline(QUICK).fit(customers, churned, boosters=boosters) for boosters in (2, 1))
+    both, one = (make_churn_pipeline(QUICK).fit(customers, churned, symmetric=symmetric) for symmetric in (True, False))
 
-    assert two[-1].booster_.num_trees() == 2 * one[-1].booster_.num_trees()
-    assert not np.allclose(two.predict_proba(customers), one.predict_proba(customers))
+    assert both[-1].booster_.num_trees() == 2 * one[-1].booster_.num_trees()
+    assert not np.allclose(both.predict_proba(customers), one.predict_proba(customers))
 
 
 def test_unpickling_a_model_does_not_import_what_trained_it(trained: Path) -> None:
-    code = "import joblib, sys; joblib.load(sys.argv[1]); print('celery_task_app.ml.train' in sys.modules)"
+    code = (
+        "import joblib, sys; joblib.load(sys.argv[1])\n"
+        "print({'celery_task_app.ml.train', 'celery_task_app.ml.symmetric', 'catboost'} & set(sys.modules))"
+    )
 
     loading = subprocess.run(
         [sys.executable, "-c", code, trained / "churn.joblib"], cwd=ROOT, capture_output=True, text=True, check=True
     )
 
-    assert loading.stdout == "False\n"
+    assert loading.stdout == "set()\n"
