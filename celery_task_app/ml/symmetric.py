@@ -15,7 +15,7 @@ from catboost import CatBoostClassifier
 from numpy.typing import NDArray
 
 # By cross-validation within the training part: shallow trees, each of which sees half of the features at a level.
-SYMMETRIC_PARAMETERS = {
+CATBOOST_PARAMETERS = {
     "depth": 4,
     "learning_rate": 0.22,
     "rsm": 0.5,
@@ -34,7 +34,7 @@ def symmetric_trees(matrix: NDArray[np.float64], churned: NDArray[np.int64], tre
         trees: how many.
     """
     leave_alone = {"allow_writing_files": False, "verbose": False, "thread_count": 1}
-    model = CatBoostClassifier(iterations=trees, **SYMMETRIC_PARAMETERS, **leave_alone).fit(matrix, churned)
+    model = CatBoostClassifier(iterations=trees, **CATBOOST_PARAMETERS, **leave_alone).fit(matrix, churned)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.json")
         model.save_model(path, format="json")

@@ -31,7 +31,7 @@ from sklearn.model_selection import RepeatedStratifiedKFold, StratifiedKFold, cr
 
 from celery_task_app.errors import DataSetError
 from celery_task_app.ml.features import BLUR, COPIES, ChurnPipeline, FeatureEncoder, LeanLGBMClassifier
-from celery_task_app.ml.symmetric import SYMMETRIC_PARAMETERS
+from celery_task_app.ml.symmetric import CATBOOST_PARAMETERS
 
 logger = logging.getLogger(__name__)
 
@@ -307,7 +307,7 @@ def train(data: Path, out: Path, parameters: dict[str, Any] = PARAMETERS) -> dic
             "blur": BLUR,  # of them, in standard deviations of each number
         },
         "parameters": FIXED_PARAMETERS | parameters,
-        "catboost_parameters": SYMMETRIC_PARAMETERS,
+        "catboost_parameters": CATBOOST_PARAMETERS,
         "libraries": {"python": platform.python_version()} | {name: metadata.version(name) for name in LIBRARIES},
         "features": [_describe(shipped.fitted[feature], kind) for feature, kind in FEATURES.items()],
         "explains": True,

@@ -13,7 +13,7 @@ from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 
 from celery_task_app.ml.features import FeatureEncoder, LeanLGBMClassifier
-from celery_task_app.ml.symmetric import SYMMETRIC_PARAMETERS, symmetric_trees
+from celery_task_app.ml.symmetric import CATBOOST_PARAMETERS, symmetric_trees
 from celery_task_app.ml.train import CLASSES, FEATURES, TARGET, make_churn_pipeline
 from tests.ml.conftest import QUICK, ROOT
 
@@ -99,7 +99,7 @@ def test_the_average_is_the_mean_of_the_log_odds_of_lightgbm_and_catboost(featur
     if features == 1:
         matrix = random.random((300, 1)).round()  # nothing to ask: CatBoost's trees are bare leaves
     both = LeanLGBMClassifier(n_estimators=5, n_jobs=1, verbose=-1).fit(matrix, churned)
-    cat = CatBoostClassifier(iterations=7, allow_writing_files=False, verbose=False, **SYMMETRIC_PARAMETERS)
+    cat = CatBoostClassifier(iterations=7, allow_writing_files=False, verbose=False, **CATBOOST_PARAMETERS)
     cat.fit(matrix, churned)
     mean = (both.predict_proba(unseen, raw_score=True) + cat.predict(unseen, prediction_type="RawFormulaVal")) / 2
 
