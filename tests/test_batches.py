@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -405,9 +406,21 @@ def test_a_worker_that_is_killed_loses_and_doubles_nothing(service: Service, row
 
 def test_a_broker_that_is_away_is_503_and_nothing_is_left(service: Service, rows: list[Row]) -> None:
     with service.servers.broker.paused():
+        started = time.monotonic()
         response = post(service, json.dumps(rows), "application/json")
+        assert time.monotonic() - started < 15
     problem(response, "unavailable")
     assert int(response.headers["retry-after"]) >= 1
+    until(service.answers)
+    ended(accepted(service, rows))
+
+
+def test_a_batch_that_could_not_be_announced_is_not_taken_back(service: Service, rows: list[Row]) -> None:
+    """For that would fail again, and take as long again."""
+    before = service.api.text().count("batch taken back")
+    with service.servers.store.paused():
+        problem(post(service, json.dumps(rows), "application/json"), "unavailable")
+    assert service.api.text().count("batch taken back") == before
     until(service.answers)
     ended(accepted(service, rows))
 
