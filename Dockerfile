@@ -1,4 +1,5 @@
-# Two images of one tree: the API, which has no ML library, and the worker, which has no web framework.
+# Two images of one tree: the API without an ML library, the worker without a web framework.
+# tests/unit/test_images.py imports each process from the files that its stage copies.
 FROM python:3.13-slim AS base
 ENV PYTHONUNBUFFERED=1
 WORKDIR /app
@@ -7,15 +8,20 @@ RUN useradd --system --no-create-home --uid 10001 churn
 FROM base AS api
 COPY requirements/api.txt requirements/
 RUN pip install --no-cache-dir -r requirements/api.txt
+COPY celery_task_app/ml/__init__.py celery_task_app/ml/artifact.py celery_task_app/ml/
+COPY celery_task_app/ml/artifacts/churn.json celery_task_app/ml/artifacts/
+COPY celery_task_app/store celery_task_app/store
+COPY celery_task_app/messaging celery_task_app/messaging
+COPY celery_task_app/__init__.py celery_task_app/errors.py celery_task_app/settings.py celery_task_app/worker.py celery_task_app/
+COPY api api
 COPY app.py models.py ./
-COPY celery_task_app celery_task_app
 USER churn
 EXPOSE 8000
-# A client that never ends its request holds up a stop for no longer than this.
+# 20 s: a client that never completes its request delays a stop no longer.
 CMD ["uvicorn", "app:app", "--host", "0.0.0.0", "--port", "8000", "--timeout-graceful-shutdown", "20"]
 
 FROM base AS worker
-# LightGBM's wheel expects the system's OpenMP.
+# LightGBM's wheel needs the system's OpenMP.
 RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/*
 COPY requirements/worker.txt requirements/
 RUN pip install --no-cache-dir -r requirements/worker.txt

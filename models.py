@@ -1,10 +1,8 @@
-"""The API's schemas: a customer as the bank's data set describes one, and the answers. Not the ML model."""
+"""The API's schemas: a customer with the features of BankChurners.csv, and the responses. The ML model is elsewhere."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
-
-from celery_task_app.problems import Fault
 
 Count = Annotated[int, Field(ge=0, le=100_000)]
 Dollars = Annotated[float, Field(ge=0, le=100_000_000, allow_inf_nan=False)]
@@ -12,7 +10,7 @@ Ratio = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
 
 
 class Customer(BaseModel):
-    """The 19 features of a customer, as BankChurners.csv has them; other fields are ignored."""
+    """The features of a customer, as BankChurners.csv has them; other fields are ignored."""
 
     model_config = ConfigDict(
         strict=True,
@@ -45,7 +43,7 @@ class Customer(BaseModel):
     )
 
     Customer_Age: Annotated[int, Field(ge=16, le=120)]
-    """Years."""
+    """Age in years."""
     Gender: Literal["F", "M"]
     Dependent_count: Annotated[int, Field(ge=0, le=50)]
     Education_Level: Literal[
@@ -53,7 +51,7 @@ class Customer(BaseModel):
     ]
     Marital_Status: Literal["Divorced", "Married", "Single", "Unknown"]
     Income_Category: Literal["Less than $40K", "$40K - $60K", "$60K - $80K", "$80K - $120K", "$120K +", "Unknown"]
-    """Per year, in US dollars."""
+    """Income per year, in US dollars."""
     Card_Category: Literal["Blue", "Silver", "Gold", "Platinum"]
     Months_on_book: Annotated[int, Field(ge=0, le=1_200)]
     """Months since the customer's first account."""
@@ -79,10 +77,16 @@ class Customer(BaseModel):
     Avg_Utilization_Ratio: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
     """Share of the credit limit in use; above 1 is over the limit."""
 
+    WIDENING_VALIDATORS: ClassVar = frozenset({"_accept_whole_numbers_as_integers"})
+    """Validators that accept more rows, and change no row that is valid without them; batches may skip them."""
+
     @model_validator(mode="wrap")
     @classmethod
-    def _take_whole_numbers_as_integers(cls, value: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
-        """Take 45.0 as JSON Schema does. Only who sends it pays for it: a validator for each field doubles the cost."""
+    def _accept_whole_numbers_as_integers(cls, value: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
+        """Accept 45.0 as an integer, as JSON Schema does.
+
+        The conversion runs only after a failed validation: a validator for each field would double the cost of all.
+        """
         try:
             return validate(value)
         except ValidationError:
@@ -93,7 +97,7 @@ class Customer(BaseModel):
 
 
 class Task(BaseModel):
-    """A prediction that is not there yet."""
+    """A prediction that has no result yet."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"task_id": "5f0c2e5e-6b0e-4f7e-9a43-0f4c1b1c8a57", "status": "Processing"}]}
@@ -104,29 +108,29 @@ class Task(BaseModel):
 
 
 class Reason(BaseModel):
-    """What one feature did to the probability."""
+    """The contribution of one feature to the probability, in log-odds."""
 
     feature: str
     log_odds: float
 
 
 class Reasons(BaseModel):
-    """What made a probability, in log-odds: base, up, down and others add up to log(p / (1 - p))."""
+    """Contributions to a probability p, in log-odds: base, up, down and others add up to log(p / (1 - p))."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     base: float
-    """Where the model starts from with every customer."""
+    """The same for every customer: the log-odds before any feature is known."""
     up: list[Reason]
-    """The features that pushed most towards churn, the strongest first; at most three."""
+    """The features that raised the probability most, the strongest first; at most three."""
     down: list[Reason]
-    """Those that pushed most away from it."""
+    """The features that lowered the probability most, the strongest first; at most three."""
     others: float
-    """What all other features did together."""
+    """The sum of all other features."""
 
 
 class Prediction(BaseModel):
-    """A prediction."""
+    """A computed prediction."""
 
     model_config = ConfigDict(
         use_attribute_docstrings=True,
@@ -145,30 +149,30 @@ class Prediction(BaseModel):
     task_id: str
     status: Literal["Success"] = "Success"
     probability: Annotated[float, Field(ge=0, le=1)]
-    """Of churn."""
+    """Probability of churn."""
     model_version: str
-    """Of the model that computed it."""
+    """Version of the model that computed the prediction."""
     reasons: Reasons | None = None
-    """If they were asked for."""
+    """The reasons, if the request had `explain=true`."""
 
 
 class Feature(BaseModel):
-    """One of the model's features, as the training data has it; a value beyond its range is predicted all the same."""
+    """One feature of the model, as in the training data; a value outside its range is predicted all the same."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     name: str
     type: Literal["integer", "number", "category"]
     categories: list[str] | None = None
-    """Of a category: those that were seen in training."""
+    """The categories in the training data; only for a category."""
     minimum: float | None = None
-    """Of a number: the least that was seen in training."""
+    """The least value in the training data; only for a number."""
     maximum: float | None = None
-    """Of a number: the greatest that was seen in training."""
+    """The greatest value in the training data; only for a number."""
 
 
 class Training(BaseModel):
-    """What the model was made from."""
+    """The data with which the model was trained."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
@@ -176,24 +180,24 @@ class Training(BaseModel):
     """SHA-256 of the data file."""
     rows: int | None = None
     rows_fitted: int | None = None
-    """Rows that the model has seen."""
+    """Rows with which the model was fitted."""
     rows_scored: int | None = None
-    """Rows held out, by which it was scored."""
+    """Rows that were held out, and gave the scores."""
 
 
 class Spread(BaseModel):
-    """What the same code scores on other random splits: how much of the scores is luck."""
+    """Scores of the same code on other random splits, which show how much of a score is chance."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     seeds: list[int]
-    """Of the splits."""
+    """The random seeds of the splits."""
     mean: dict[str, float]
     deviation: dict[str, float]
 
 
 class ModelCard(BaseModel):
-    """The model that predicts, as its manifest describes it; what the manifest does not say is left out."""
+    """The model, as its manifest describes it; a field that the manifest lacks is left out."""
 
     model_config = ConfigDict(
         use_attribute_docstrings=True,
@@ -226,53 +230,53 @@ class ModelCard(BaseModel):
     description: str | None = None
     intended_use: str | None = None
     limits: list[str] | None = None
-    """What it does not know, and what it must not be used for."""
+    """Limits of the model, and uses that are not intended."""
     version: str
-    """As in each prediction's `model_version`."""
+    """The `model_version` of each prediction."""
     created: str | None = None
-    """The day when it was made."""
+    """The day of the training."""
     sha256: str
-    """Of the model file."""
+    """SHA-256 of the model file."""
     features: list[Feature]
-    """In the order of the training data."""
+    """The features, in the order of the training data."""
     training: Training | None = None
     scores: dict[str, float] | None = None
-    """How good it was on the rows held out."""
+    """Scores on the rows that were held out."""
     spread: Spread | None = None
     threshold: float | None = None
-    """The probability from which on a customer counted as churning for those scores that need a yes or a no."""
+    """From this probability on a customer counts as churning, in scores that need a decision (such as f1)."""
     explains: bool | None = None
-    """Whether it gives reasons."""
+    """Whether the model gives reasons."""
     calibration: dict[str, str | float] | None = None
-    """Whether the probabilities are corrected, and what that would change out of fold."""
+    """The calibration of the probabilities, and its effect out of fold."""
     parameters: dict[str, str | float | bool] | None = None
-    """What the algorithm was told."""
+    """The parameters of LightGBM."""
     catboost_parameters: dict[str, str | float | bool] | None = None
-    """What CatBoost was told, which grew as many of the trees."""
+    """The parameters of CatBoost, which grew half of the trees."""
     libraries: dict[str, str] | None = None
-    """The versions that it was made with; of scikit-learn and LightGBM it needs the same."""
+    """The versions at training; scikit-learn and LightGBM must have the same version in the worker."""
 
 
 class Alive(BaseModel):
-    """The process answers."""
+    """The process is alive."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"status": "alive"}]})
 
     status: Literal["alive"] = "alive"
 
 
-class Sign(BaseModel):
-    """What a worker says of itself."""
+class WorkerState(BaseModel):
+    """The status that a worker publishes."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     model: Literal["loaded", "not loaded yet", "failed", "stuck"]
     detail: str
-    """The model's version, or why it can't be used."""
+    """The version of the model, or the reason why the worker cannot predict."""
 
 
 class Ready(BaseModel):
-    """Each part of the service works."""
+    """Every part of the service works."""
 
     model_config = ConfigDict(
         use_attribute_docstrings=True,
@@ -291,24 +295,49 @@ class Ready(BaseModel):
     status: Literal["ready"]
     broker: Literal["up"]
     result_store: Literal["up"]
-    workers: dict[str, Sign]
-    """Each live worker by its name."""
+    workers: dict[str, WorkerState]
+    """The status of each live worker, by its name."""
+
+
+class Fault(BaseModel):
+    """One fault of a request; it never repeats the value."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    pointer: str
+    """The place of the fault, as a JSON pointer (RFC 6901)."""
+    code: str
+    message: str
+
+
+class Problem(BaseModel):
+    """An error response (RFC 9457)."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    type: str
+    """The problem type, as a stable URI reference; the documentation describes each."""
+    title: str
+    status: int
+    detail: str
+    errors: list[Fault] | None = None
+    """Every fault of the request."""
 
 
 class RefusedRow(BaseModel):
-    """A row of a batch that is not a customer."""
+    """A row of a batch that is not a valid customer."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     row: int
-    """Its place among the rows sent, from 0."""
+    """The number of the row among the rows sent, from 0."""
     line: int | None = None
-    """Where it begins in a CSV file, from 1."""
+    """The line of a CSV or NDJSON file in which the row begins, from 1."""
     errors: list[Fault]
 
 
 class AcceptedBatch(BaseModel):
-    """A batch that was accepted."""
+    """An accepted batch."""
 
     model_config = ConfigDict(
         use_attribute_docstrings=True,
@@ -330,13 +359,13 @@ class AcceptedBatch(BaseModel):
     total: int
     """Rows that will be scored."""
     refused: int
-    """Rows that are not customers, and will not."""
+    """Rows that are not valid customers, and will not be scored."""
     rows: list[RefusedRow]
-    """The first hundred of those."""
+    """The first hundred refused rows."""
 
 
 class Batch(BaseModel):
-    """How far a batch is."""
+    """The progress of a batch."""
 
     model_config = ConfigDict(
         use_attribute_docstrings=True,
@@ -356,12 +385,12 @@ class Batch(BaseModel):
 
     batch_id: str
     status: Literal["Processing", "Success"]
-    """Success when every row has ended, whatever became of it."""
+    """Success once every row has a result or has failed."""
     total: int
-    """Rows that it has, those that were refused not counted."""
+    """Rows of the batch, without refused rows."""
     done: int
-    """Rows that have ended, those that failed among them."""
+    """Rows that have a result or have failed."""
     failed: int
-    """Rows that can't be predicted."""
+    """Rows that could not be predicted."""
     model_version: str | None
-    """Of the model that computed the last of them; null before the first."""
+    """Version of the model that computed the last rows; null before the first."""

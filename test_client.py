@@ -32,8 +32,8 @@ CUSTOMER = {
 TIMEOUT_S = 10  # of each request
 
 
-def answered(response: requests.Response) -> dict[str, Any]:
-    """Return what the service said; if that is an error, exit with its own words."""
+def parse_response(response: requests.Response) -> dict[str, Any]:
+    """Return the body of a response; exit with the text of the problem if it is an error."""
     try:
         answer: dict[str, Any] = response.json()
     except requests.JSONDecodeError:
@@ -46,21 +46,21 @@ def answered(response: requests.Response) -> dict[str, Any]:
 
 
 def predict(url: str, key: str, customer: dict[str, Any], interval_s: float, attempts: int) -> float:
-    """Return the customer's probability of churn: ask for it, then fetch it when it is there."""
+    """Return the customer's probability of churn: submit the customer, then poll the result."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    accepted = answered(requests.post(f"{url}/churn/predict", json=customer, headers=headers, timeout=TIMEOUT_S))
-    where = f"{url}/churn/result/{accepted['task_id']}"
+    accepted = parse_response(requests.post(f"{url}/churn/predict", json=customer, headers=headers, timeout=TIMEOUT_S))
+    result_url = f"{url}/churn/result/{accepted['task_id']}"
     for attempt in range(attempts):
         time.sleep(interval_s if attempt else 0)
-        result = answered(requests.get(where, headers=headers, timeout=TIMEOUT_S))
+        result = parse_response(requests.get(result_url, headers=headers, timeout=TIMEOUT_S))
         if result["status"] == "Success":
             return float(result["probability"])
-    sys.exit(f"Not finished after {attempts} attempts; ask again at {where}")
+    sys.exit(f"Not finished after {attempts} attempts; ask again at {result_url}")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--url", default="http://127.0.0.1:8000", help="where the service listens")
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="address of the service")
     parser.add_argument("--interval", type=float, default=5, help="seconds from one attempt to the next")
     parser.add_argument("--attempts", type=int, default=5, help="times to ask for the result")
     parser.add_argument("--key-file", type=Path, help="a file with your API key, if the service needs one")

@@ -1,1 +1,1 @@
-"""Measurements of the running service, and the figures that the README quotes. Nothing here is imported by it."""
+"""Measurements of the running service. Nothing here is imported by the service."""

@@ -1,6 +1,6 @@
-"""What each fault does to clients: `make faults` writes benchmarks/faults.md, `make soak` strikes faults at random.
+"""The effects of each fault on clients: `make faults` writes benchmarks/faults.md, `make soak` injects random faults.
 
-The faults and the ledger are those of the tests (tests/faults.py), which strike more briefly.
+The faults are those of tests/harness/faults.py, which the tests inject for a shorter time.
 """
 
 import argparse
@@ -15,59 +15,79 @@ from pathlib import Path
 
 import psutil
 
-from tests.faults import FAULTS, Fault, Ledger, Row, marked_service, strike
-from tests.processes import Process, until
+from tests.harness.faults import FAULTS, Fault, marked_service, strike
+from tests.harness.ledger import Ledger, Row
+from tests.harness.processes import Process, until
 
-KEPT = Path(__file__).with_suffix(".json")
-PAGE = KEPT.with_suffix(".md")
-COLUMNS = "fault,servers,sent,accepted,refused,no answer,lost,wrong,slowest answer,slowest /livez,ended after"
+REPORT_JSON = Path(__file__).with_suffix(".json")
+REPORT = REPORT_JSON.with_suffix(".md")
+COLUMNS = (
+    "fault",
+    "servers",
+    "sent",
+    "accepted",
+    "refused",
+    "no response",
+    "lost",
+    "wrong",
+    "slowest response",
+    "slowest /livez",
+    "ended after",
+)
 HEAD = """# Faults under load
 
-Written by `make faults`: each fault strikes a service of its own, on real servers, under 50 requests a second, while
-another client fetches the predictions. `make soak` (the last rows) strikes faults at random, one after the other, on
-one service.
+`make faults` writes this page. Each fault is injected into a service of its own, on real servers, under 50 requests a
+second. Another client fetches the predictions. `make soak` writes the last rows: it injects random faults, one after
+the other, into one service.
 
-*Refused*: by status, each with a `Retry-After`. *No answer*: the API itself was away. *Lost*: accepted, and unknown or
-without an end in the end. *Wrong*: accepted, and ended with another probability, or another failure, than it should.
-*Ended after*: from the last request until every prediction had ended and every queue was empty, unacknowledged messages
-included. The load, the servers and the service share the machine, and its noise is in the times.
+- *Refused*: refused requests by status, each with a `Retry-After`.
+- *No response*: requests while the API was down.
+- *Lost*: accepted predictions that are unknown, or that never ended.
+- *Wrong*: accepted predictions that ended with a wrong probability or a wrong failure.
+- *Ended after*: seconds from the last request until every prediction had ended and every queue was empty.
+  Unacknowledged messages count as queued.
+
+The load, the servers and the service share one machine, so the times vary.
 """
 
 
 def cells(row: Row) -> list[str]:
-    """Return what the table says of a row."""
+    """Return the cells of a row of the report."""
     if row.not_applicable:
-        return [row.fault, row.servers, f"n/a: {row.not_applicable}", *[""] * 8]
+        return [row.fault, row.servers, f"n/a: {row.not_applicable}", *[""] * (len(COLUMNS) - 3)]
     refused = ", ".join(f"{count} of {status}" for status, count in row.refused.items())
-    wrong = ", ".join([str(row.wrong), *(f"{count} of {answer}" for answer, count in row.other.items())])
+    wrong = ", ".join([str(row.wrong), *(f"{count} of {response}" for response, count in row.other.items())])
     lost = ", ".join([str(row.lost), *(f"{count} left in {queue}" for queue, count in row.left.items())])
     counts = [str(row.sent), str(row.accepted), refused or "0", str(row.unanswered), lost, wrong]
     return [row.fault, row.servers, *counts, f"{row.slowest_ms} ms", f"{row.livez_ms} ms", f"{row.ended_s:.1f} s"]
 
 
-def keep(rows: Iterable[Row]) -> None:
-    """Put rows in place of those of the same faults in the report."""
-    before = [Row(**row) for row in json.loads(KEPT.read_text())] if KEPT.exists() else []
-    known = {(row.servers, row.fault): row for row in [*before, *rows]}
+def update_report(rows: Iterable[Row]) -> None:
+    """Replace the rows of the same faults in the report."""
+    earlier = [Row(**row) for row in json.loads(REPORT_JSON.read_text())] if REPORT_JSON.exists() else []
+    by_fault = {(row.servers, row.fault): row for row in [*earlier, *rows]}
     names = [fault.name for fault in FAULTS]
-    order = sorted(known.values(), key=lambda row: (names.index(row.fault) if row.fault in names else 99, row.servers))
-    KEPT.write_text(json.dumps([asdict(row) for row in order], indent=1) + "\n")
-    lines = [COLUMNS.split(","), ["---"] * len(COLUMNS.split(",")), *map(cells, order)]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    soaks = "\n".join(f"- {row.fault}, {row.servers}: {row.memory}." for row in order if row.memory)
-    PAGE.write_text("\n".join(filter(None, [HEAD, table, soaks and f"\nMemory (PSS) of the soaks:\n\n{soaks}"])) + "\n")
+    ordered = sorted(
+        by_fault.values(), key=lambda row: (names.index(row.fault) if row.fault in names else len(names), row.servers)
+    )
+    REPORT_JSON.write_text(json.dumps([asdict(row) for row in ordered], indent=1) + "\n")
+    table = "\n".join(f"| {' | '.join(line)} |" for line in [COLUMNS, ["---"] * len(COLUMNS), *map(cells, ordered)])
+    soaks = "\n".join(f"- {row.fault}, {row.servers}: {row.memory}." for row in ordered if row.memory)
+    REPORT.write_text(
+        "\n".join(filter(None, [HEAD, table, soaks and f"\nMemory (PSS) of the soaks:\n\n{soaks}"])) + "\n"
+    )
 
 
-def told(ledger: Ledger) -> Row:
-    """Balance the ledger, and say so if something is wrong."""
+def balance(ledger: Ledger) -> Row:
+    """Return the row of a ledger; write details to standard error if a prediction is lost or wrong."""
     row = ledger.balance()
     if not row.is_clean:
         print(*ledger.details[:5], ledger.service.worker.text()[-3000:], sep="\n", file=sys.stderr)
     return row
 
 
-def measured(fault: Fault, servers: str, options: argparse.Namespace) -> Row:
-    """Strike one fault on a fresh service, and return what it did."""
+def measure(fault: Fault, servers: str, options: argparse.Namespace) -> Row:
+    """Inject one fault into a fresh service, and return its row."""
     if not fault.is_possible(servers):
         return Row(servers, fault.name, not_applicable=fault.not_on_valkey)
     with tempfile.TemporaryDirectory() as folder, marked_service(servers, Path(folder)) as service:
@@ -76,75 +96,81 @@ def measured(fault: Fault, servers: str, options: argparse.Namespace) -> Row:
         with ledger.load():
             strike(fault, ledger, fault.lasts_s)
             until(lambda: time.monotonic() > end, within_s=options.seconds)
-        return told(ledger)
+        return balance(ledger)
 
 
 class Memory:
-    """The memory of one part of the service: its own share of it (PSS), in MiB."""
+    """The proportional set size (PSS) of a process and its children, in MiB.
+
+    Attributes:
+        now: at the last measurement.
+        most: the largest measurement.
+        growth: the largest growth of one process.
+    """
 
     def __init__(self, process: Process) -> None:
         self._process = process
         self._first: dict[int, float] = {}
         self.now = self.most = self.growth = 0.0
-        """The sum over its processes, the most that this was, and the most that any one process has grown."""
 
-    def look(self) -> str:
-        """Measure it, and return what it is."""
+    def measure(self) -> float:
+        """Measure it, and return it in MiB."""
         main = psutil.Process(self._process.pid)
         sizes = {part.pid: part.memory_full_info().pss / 2**20 for part in [main, *main.children(recursive=True)]}
         self._first = {pid: self._first.get(pid, size) for pid, size in sizes.items()}
         self.growth = max([self.growth, *(size - self._first[pid] for pid, size in sizes.items())])
         self.now = sum(sizes.values())
         self.most = max(self.most, self.now)
-        return f"{self.now:.0f} MiB"
+        return self.now
 
     def __str__(self) -> str:
-        """Return it for a person."""
+        """Return the figures as text."""
         return f"{self.now:.0f} MiB at the end, {self.most:.0f} at most, no process grew by more than {self.growth:.0f}"
 
 
-def soaked(servers: str, options: argparse.Namespace) -> Row:
-    """Strike faults at random on one service, as briefly as it takes to bite, and watch its memory."""
+def soak(servers: str, options: argparse.Namespace) -> Row:
+    """Inject random faults into one service, each as briefly as possible, and measure its memory."""
     chance = random.Random(options.seed)
     possible = [fault for fault in FAULTS if fault.is_possible(servers)]
     with tempfile.TemporaryDirectory() as folder, marked_service(servers, Path(folder)) as service:
         ledger = Ledger(service, "", options.rate)
         api, worker = Memory(service.api), Memory(service.worker)
-        began, strikes = time.monotonic(), 0
+        started, count = time.monotonic(), 0
         with ledger.load():
-            while (passed := time.monotonic() - began) < options.minutes * 60:
+            while (elapsed_s := time.monotonic() - started) < options.minutes * 60:
                 fault = chance.choice(possible)
                 strike(fault, ledger)
-                ledger.more(ledger.accepted, round(5 * options.rate))
-                strikes += 1
-                row, sizes = ledger.row, f"API {api.look()}, worker {worker.look()}"
-                said = f"{row.accepted} accepted, {row.lost} lost, {row.wrong} wrong, {ledger.owed} owed"
-                print(f"{passed:5.0f} s  {said}  {sizes}  {fault.name}", flush=True)
-        row = told(ledger)
-        row.fault = f"soak: {strikes} faults in {options.minutes:g} minutes"
+                ledger.wait_for_more(ledger.accepted, round(5 * options.rate))
+                count += 1
+                row = ledger.row
+                predictions = f"{row.accepted} accepted, {row.lost} lost, {row.wrong} wrong, {ledger.pending} pending"
+                sizes = f"API {api.measure():.0f} MiB, worker {worker.measure():.0f} MiB"
+                print(f"{elapsed_s:5.0f} s  {predictions}  {sizes}  {fault.name}", flush=True)
+        row = balance(ledger)
+        row.fault = f"soak: {count} faults in {options.minutes:g} minutes"
         row.memory = f"API {api}; worker {worker}"
         return row
 
 
 def main() -> int:
-    """Measure, print a line for each row, and keep the report; the exit code is 1 if anything was lost or wrong."""
+    """Inject faults, print and store a row for each; the exit code is 1 if a prediction was lost or wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--servers", nargs="+", choices=["valkey", "rabbitmq"], default=["valkey", "rabbitmq"])
-    parser.add_argument("--only", default="", metavar="TEXT", help="faults with this in their name")
-    parser.add_argument("--rate", type=float, default=50, help="requests a second")
-    parser.add_argument("--seconds", type=float, default=15, help="of load for each fault, or as long as that lasts")
-    parser.add_argument("--minutes", type=float, default=0, help="soak for so long instead")
-    parser.add_argument("--seed", type=int, default=0, help="of the soak's choice")
+    parser.add_argument("--only", default="", metavar="TEXT", help="faults with this text in their name")
+    parser.add_argument("--rate", type=float, default=50, help="requests per second")
+    parser.add_argument("--seconds", type=float, default=15, help="shortest load for each fault")
+    parser.add_argument("--minutes", type=float, default=0, help="inject random faults for this time instead")
+    parser.add_argument("--seed", type=int, default=0, help="of the random faults")
     options = parser.parse_args()
     rows = []
     for servers in options.servers:
         for fault in [fault for fault in FAULTS if options.only in fault.name and not options.minutes]:
-            rows.append(measured(fault, servers, options))
+            rows.append(measure(fault, servers, options))
             print(" | ".join(cells(rows[-1])), flush=True)
         if options.minutes:
-            rows.append(soaked(servers, options))
+            rows.append(soak(servers, options))
             print(" | ".join(cells(rows[-1])), rows[-1].memory, sep="\n", flush=True)
-    keep(rows)
+    update_report(rows)
     return 0 if all(row.is_clean for row in rows) else 1
 
 

@@ -1,7 +1,8 @@
-"""Clients in a closed loop against the running service: `python -m benchmarks.load --help`. Starts no service.
+"""The load generator: `python -m benchmarks.load --help`. It starts no service.
 
-Each client sends one customer, asks until the prediction is there, then sends the next. Client and service share the
-machine's cores, so this is written for little CPU: raw streams, and only as much of HTTP/1.1 as the service answers.
+Each client sends one customer, polls until the prediction has ended, and sends the next customer (a closed loop).
+Clients and service share the machine's cores, so this program saves CPU time: it uses raw streams, and reads only the
+part of HTTP/1.1 that the service sends.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,18 +25,19 @@ new_event_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
 with suppress(ImportError):
     from uvloop import new_event_loop
 
-WARM_UP_S = 1  # not counted; with --requests it is this many predictions
-WARM_UP_REQUESTS = 50
-TIMEOUT_S = 30  # of a whole prediction
-PAUSE_S = 0.1  # after an error, so that a service in trouble is not hammered
-WAIT_S = 25
+WARM_UP_S = 1
+WARM_UP_REQUESTS = 50  # with --requests
+TIMEOUT_S = 30  # from the POST to the probability
+PAUSE_S = 0.1  # of a client after an error
+WAIT_S = 25  # of `Prefer: wait`
+OK = HTTPStatus.OK.value
 
 
 def customers(seed: int) -> Iterator[bytes]:
-    """Yield customers as JSON without end, the same ones for the same seed; each of the 19 features varies.
+    """Yield customers as JSON for ever; the same seed yields the same customers.
 
-    Customers that are much alike take the same ways through the trees, and a processor that has learned them predicts
-    them in little more than half the time.
+    Each of the 19 features varies. Similar customers take the same paths through the trees, so that the processor's
+    branch prediction nearly halves the time of a prediction.
     """
     draw = random.Random(seed)
     while True:
@@ -64,8 +67,8 @@ def customers(seed: int) -> Iterator[bytes]:
         ).encode()
 
 
-def turns(seconds: float, requests: int | None) -> Iterator[bool]:
-    """Yield for each prediction that is to begin now whether it counts (or is warm-up), until it is over."""
+def schedule(seconds: float, requests: int | None) -> Iterator[bool]:
+    """Yield once for each prediction to begin: False during the warm-up, then True, until the load ends."""
     if requests is not None:
         yield from itertools.repeat(False, WARM_UP_REQUESTS)
         yield from itertools.repeat(True, requests)
@@ -77,16 +80,21 @@ def turns(seconds: float, requests: int | None) -> Iterator[bool]:
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How to speak with what is measured: the service (with reasons, too), or a peer of `make bench-peers`."""
+    """The paths and bodies of the service, or of a peer of `make bench-peers`.
+
+    Attributes:
+        post: the path of the POST.
+        get: the path of the GET; the task id is appended.
+        accepted: HTTP status, and `status` in the body, of a POST without a prediction.
+        pending: the same of a GET without a prediction.
+        in_a_list: whether a customer and its prediction are sent as a JSON array with one element.
+    """
 
     post: str = "/churn/predict"
     get: str = "/churn/result/"
     accepted: tuple[int, str | None] = (202, "Processing")
-    """The HTTP status, and the `status` of the body, of a POST that is not answered with the prediction ..."""
     pending: tuple[int, str | None] = (202, "Processing")
-    """... and of a GET."""
     in_a_list: bool = False
-    """Whether a customer is sent, and its prediction comes, as a JSON array of one."""
 
 
 DIALECTS = {
@@ -97,24 +105,36 @@ DIALECTS = {
 }
 
 
-class WrongAnswer(Exception):
-    """The service did not answer as its contract says; the message is the kind of error that the report counts."""
+class UnexpectedResponse(Exception):
+    """A response that the HTTP contract forbids; the report counts errors by this message."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """One HTTP answer."""
+class Response:
+    """One HTTP response.
 
-    ended: bool
-    """Whether the prediction is there."""
-    waited: bool
-    """Whether `Preference-Applied` says that the service honoured `Prefer: wait`."""
+    Attributes:
+        has_ended: whether it has the probability.
+        is_wait_honoured: whether it has `Preference-Applied`.
+        body: the JSON object.
+    """
+
+    has_ended: bool
+    is_wait_honoured: bool
     body: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """One finished prediction; times in seconds of time.perf_counter()."""
+    """One finished prediction; times in seconds of time.perf_counter().
+
+    Attributes:
+        begun: the POST was sent.
+        posted: the response to the POST was read.
+        ended: the probability was read.
+        polls: number of GETs.
+        waits_honoured: number of responses with `Preference-Applied`.
+    """
 
     begun: float
     posted: float
@@ -124,7 +144,7 @@ class Timing:
 
 
 class Client:
-    """One client with one kept-alive connection, as a single-threaded program would have."""
+    """One client with one keep-alive connection, as a program with one thread has it."""
 
     def __init__(self, url: str, poll_s: float, *, wait: bool, dialect: Dialect) -> None:
         parts = urlsplit(url)
@@ -139,12 +159,12 @@ class Client:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def open(self) -> None:
-        """Connect, unless it is connected."""
+        """Connect, unless the connection is open."""
         if self._streams is None:
             self._streams = await asyncio.open_connection(*self._address)
 
     async def close(self) -> None:
-        """Drop the connection: after an error, what else comes over it may belong to an older request."""
+        """Close the connection; after an error, because its next response may belong to an older request."""
         if self._streams is not None:
             writer = self._streams[1]
             self._streams = None
@@ -153,35 +173,35 @@ class Client:
                 await writer.wait_closed()
 
     async def predict(self, customer: bytes) -> Timing:
-        """Send one customer and ask until the prediction is there.
+        """Send one customer, and poll until the prediction has ended.
 
         Raises:
-            WrongAnswer: an answer is not what the contract says.
-            TimeoutError: the whole took longer than 30 seconds.
+            UnexpectedResponse: the HTTP contract forbids a response.
+            TimeoutError: the prediction took longer than 30 seconds.
             OSError, EOFError: the connection was refused or lost.
         """
         async with asyncio.timeout(TIMEOUT_S):
             await self.open()
             content = b"[%b]" % customer if self._dialect.in_a_list else customer
             begun = time.perf_counter()
-            answer = await self._ask("POST", f"{self._post}{len(content)}\r\n\r\n".encode() + content)
+            response = await self._request("POST", f"{self._post}{len(content)}\r\n\r\n".encode() + content)
             posted = time.perf_counter()
-            polls, honoured = 0, int(answer.waited)
-            task_id = answer.body.get("task_id")
+            polls, waits_honoured = 0, int(response.is_wait_honoured)
+            task_id = response.body.get("task_id")
             if not isinstance(task_id, str):
-                raise WrongAnswer("POST answered without a task_id")
-            question = task_id.join(self._get).encode()
-            while not answer.ended:
-                if not answer.waited:
+                raise UnexpectedResponse("POST: response without a task_id")
+            get = task_id.join(self._get).encode()
+            while not response.has_ended:
+                if not response.is_wait_honoured:
                     await asyncio.sleep(self._poll_s)
-                answer = await self._ask("GET", question)
+                response = await self._request("GET", get)
                 polls += 1
-                honoured += answer.waited
-                if answer.body.get("task_id", task_id) not in {task_id, ""}:
-                    raise WrongAnswer("GET answered with another task_id")
-            return Timing(begun, posted, time.perf_counter(), polls, honoured)
+                waits_honoured += response.is_wait_honoured
+                if response.body.get("task_id", task_id) not in {task_id, ""}:
+                    raise UnexpectedResponse("GET: response with another task_id")
+            return Timing(begun, posted, time.perf_counter(), polls, waits_honoured)
 
-    async def _ask(self, method: str, request: bytes) -> Answer:
+    async def _request(self, method: str, request: bytes) -> Response:
         assert self._streams is not None
         reader, writer = self._streams
         writer.write(request)
@@ -191,22 +211,22 @@ class Client:
             length = head.split(b"\r\ncontent-length:", 1)[1]
             content = await reader.readexactly(int(length[: length.index(b"\r")]))
         except (asyncio.LimitOverrunError, LookupError, ValueError) as error:
-            raise WrongAnswer(f"{method} answered without a status or Content-Length that can be read") from error
+            raise UnexpectedResponse(f"{method}: response without a valid status or Content-Length") from error
         expected = self._dialect.accepted if method == "POST" else self._dialect.pending
-        if status not in {200, expected[0]}:
-            raise WrongAnswer(f"{method} answered {status}")
-        body = _body(content, in_a_list=self._dialect.in_a_list)
-        ended = status == 200 and body.get("status") == "Success"  # noqa: PLR2004 - HTTP's
-        if not ended and (status, body.get("status")) != expected:
-            raise WrongAnswer(f"{method} answered {status} with a wrong body")
+        if status not in {OK, expected[0]}:
+            raise UnexpectedResponse(f"{method}: status {status}")
+        body = _parse_object(content, in_a_list=self._dialect.in_a_list)
+        has_ended = status == OK and body.get("status") == "Success"
+        if not has_ended and (status, body.get("status")) != expected:
+            raise UnexpectedResponse(f"{method}: status {status} with another body than the contract's")
         probability: Any = body.get("probability")
-        if ended and not (type(probability) in {int, float} and 0 <= probability <= 1):  # NaN isn't either
-            raise WrongAnswer(f"{method} answered a probability that is not in [0, 1]")
-        return Answer(ended, b"\r\npreference-applied:" in head, body)
+        if has_ended and not (type(probability) in {int, float} and 0 <= probability <= 1):  # False for NaN too
+            raise UnexpectedResponse(f"{method}: the probability is not in [0, 1]")
+        return Response(has_ended, b"\r\npreference-applied:" in head, body)
 
 
-def _body(content: bytes, *, in_a_list: bool) -> dict[str, Any]:
-    """Return an answer's JSON object; an empty one if it is none, which no answer is."""
+def _parse_object(content: bytes, *, in_a_list: bool) -> dict[str, Any]:
+    """Return the JSON object of a response; an empty object if there is none."""
     try:
         body = json.loads(content)
     except ValueError:
@@ -218,35 +238,48 @@ def _body(content: bytes, *, in_a_list: bool) -> dict[str, Any]:
 
 @dataclass
 class Report:
-    """What was measured, times in milliseconds; None where there was nothing to measure."""
+    """The figures of one load; times in milliseconds, None without a finished prediction.
+
+    Attributes:
+        url: the measured address.
+        clients: number of clients.
+        poll_ms: pause before a poll.
+        wait: whether the clients sent `Prefer: wait`.
+        predictions: finished predictions without those of the warm-up; the next fields are about these.
+        elapsed_s: from the begin of the first to the end of the last, in seconds.
+        predictions_per_s: predictions / elapsed_s.
+        p50_ms: 50th percentile of the times from the POST to the probability.
+        p95_ms: 95th percentile.
+        p99_ms: 99th percentile.
+        max_ms: the longest time.
+        post_p50_ms: 50th percentile of the POST alone; it contains the wait if the service honoured it.
+        polls_per_prediction: mean number of GETs.
+        waits_honoured_per_prediction: mean number of responses with `Preference-Applied`.
+        warm_up_predictions: finished predictions of the warm-up.
+        client_cpu_s: CPU seconds of this program, warm-up included.
+        errors: number of errors by message, warm-up included.
+    """
 
     url: str
     clients: int
     poll_ms: float
     wait: bool
     predictions: int = 0
-    """Finished, without those of the warm-up; the figures below are about these."""
     elapsed_s: float = 0
-    """From the begin of the first to the end of the last."""
     predictions_per_s: float = 0
     p50_ms: float | None = None
-    """This and the next three: from sending the POST to having the probability."""
     p95_ms: float | None = None
     p99_ms: float | None = None
     max_ms: float | None = None
     post_p50_ms: float | None = None
-    """The POST alone; it contains the wait where that was honoured."""
     polls_per_prediction: float | None = None
     waits_honoured_per_prediction: float | None = None
     warm_up_predictions: int = 0
-    """Finished before those; the next figure is about both."""
     client_cpu_s: float = 0
-    """CPU seconds that this program itself used."""
     errors: dict[str, int] = field(default_factory=dict)
-    """How many of each kind, those of the warm-up too."""
 
     def fill(self, timings: Sequence[Timing]) -> None:
-        """Compute the figures."""
+        """Compute the figures from the timings."""
         if not timings:
             return
         count = len(timings)
@@ -254,27 +287,27 @@ class Report:
         self.elapsed_s = max(timing.ended for timing in timings) - min(timing.begun for timing in timings)
         self.predictions_per_s = round(count / self.elapsed_s, 1)
         self.elapsed_s = round(self.elapsed_s, 3)
-        whole = sorted(timing.ended - timing.begun for timing in timings)
-        self.p50_ms, self.p95_ms, self.p99_ms, self.max_ms = (percentile_ms(whole, p) for p in (50, 95, 99, 100))
+        times_s = sorted(timing.ended - timing.begun for timing in timings)
+        self.p50_ms, self.p95_ms, self.p99_ms, self.max_ms = (percentile_ms(times_s, p) for p in (50, 95, 99, 100))
         self.post_p50_ms = percentile_ms(sorted(timing.posted - timing.begun for timing in timings), 50)
         self.polls_per_prediction = round(sum(timing.polls for timing in timings) / count, 2)
         self.waits_honoured_per_prediction = round(sum(timing.waits_honoured for timing in timings) / count, 2)
 
     def __str__(self) -> str:
-        """Return the figures for a person."""
-        how = f"Prefer: wait={WAIT_S}, else " if self.wait else ""
-        lines = [f"{self.clients} clients in a closed loop, {how}polling every {self.poll_ms:g} ms"]
+        """Return the figures as text."""
+        wait = f"Prefer: wait={WAIT_S}, else " if self.wait else ""
+        lines = [f"{self.clients} clients in a closed loop, {wait}polling every {self.poll_ms:g} ms"]
         if self.predictions:
             lines += [
                 f"predictions      {self.predictions_per_s:,.0f}/s ({self.predictions:,} in {self.elapsed_s:.1f} s)",
                 f"POST to result   p50 {self.p50_ms} ms, p95 {self.p95_ms}, p99 {self.p99_ms}, max {self.max_ms}",
                 f"POST alone       p50 {self.post_p50_ms} ms",
-                f"polls            {self.polls_per_prediction} a prediction",
+                f"polls            {self.polls_per_prediction} per prediction",
             ]
             if self.wait:
-                lines.append(f"waits honoured   {self.waits_honoured_per_prediction} a prediction")
+                lines.append(f"waits honoured   {self.waits_honoured_per_prediction} per prediction")
             cpu_ms = 1000 * self.client_cpu_s / (self.predictions + self.warm_up_predictions)
-            lines.append(f"this client      {cpu_ms:.2f} ms of CPU a prediction")
+            lines.append(f"load generator   {cpu_ms:.2f} ms of CPU per prediction")
         else:
             lines.append("predictions      none")
         lines.append(f"errors           {sum(self.errors.values())}")
@@ -283,15 +316,20 @@ class Report:
 
 
 def percentile_ms(ordered: Sequence[float], percent: int) -> float:
-    """Return the nearest-rank percentile of times in seconds: one that was measured, not one in between."""
+    """Return a nearest-rank percentile in milliseconds.
+
+    Args:
+        ordered: n >= 1 times in seconds, ascending.
+        percent: in (0, 100].
+    """
     return round(ordered[math.ceil(len(ordered) * percent / 100) - 1] * 1000, 2)
 
 
 async def measure(options: argparse.Namespace) -> Report:
-    """Run the clients until all their predictions have ended.
+    """Run the clients until the predictions of all of them have ended.
 
     Raises:
-        OSError: the service is not there.
+        OSError: the service cannot be reached.
     """
     report = Report(options.url, options.clients, options.poll_ms, options.wait)
     dialect = DIALECTS[options.dialect]
@@ -303,21 +341,21 @@ async def measure(options: argparse.Namespace) -> Report:
     async with asyncio.timeout(TIMEOUT_S):
         for client in clients:
             await client.open()
-    # One iterator for all: whichever client is free takes the next customer.
-    work = zip(turns(options.seconds, options.requests), customers(options.seed), strict=False)
+    # One iterator for all clients: the next free client takes the next customer.
+    customers_to_send = zip(schedule(options.seconds, options.requests), customers(options.seed), strict=False)
 
     async def run(client: Client) -> None:
-        for counted, customer in work:
+        for is_counted, customer in customers_to_send:
             try:
                 timing = await client.predict(customer)
-            except WrongAnswer as error:
+            except UnexpectedResponse as error:
                 errors[str(error)] += 1
             except TimeoutError:
-                errors[f"no prediction within {TIMEOUT_S} s"] += 1
+                errors[f"no probability within {TIMEOUT_S} s"] += 1
             except (OSError, EOFError) as error:
                 errors[f"connection lost: {type(error).__name__}"] += 1
             else:
-                if counted:
+                if is_counted:
                     timings.append(timing)
                 else:
                     report.warm_up_predictions += 1
@@ -334,18 +372,20 @@ async def measure(options: argparse.Namespace) -> Report:
     return report
 
 
-def _options() -> argparse.Namespace:
+def _parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--url", default="http://127.0.0.1:8000", help="where the service listens")
-    parser.add_argument("--clients", type=int, default=32, help="how many send at the same time")
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="address of the service")
+    parser.add_argument("--clients", type=int, default=32, help="number of clients")
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--seconds", type=float, default=10, help="begin predictions for so long, after the warm-up")
-    length.add_argument("--requests", type=int, help="or stop after so many predictions, after the warm-up")
-    parser.add_argument("--poll-ms", type=float, default=10, help="from an answer to the next poll")
-    parser.add_argument("--wait", action="store_true", help=f"send `Prefer: wait={WAIT_S}`; poll if it is not honoured")
-    parser.add_argument("--dialect", choices=DIALECTS, default="churn", help="how to speak with it")
-    parser.add_argument("--seed", type=int, default=0, help="of the customers")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    length.add_argument("--seconds", type=float, default=10, help="duration, after the warm-up")
+    length.add_argument("--requests", type=int, help="number of predictions, after the warm-up")
+    parser.add_argument("--poll-ms", type=float, default=10, help="pause before a poll")
+    parser.add_argument(
+        "--wait", action="store_true", help=f"send `Prefer: wait={WAIT_S}`; poll where it has no effect"
+    )
+    parser.add_argument("--dialect", choices=DIALECTS, default="churn", help="paths and bodies")
+    parser.add_argument("--seed", type=int, default=0, help="of the random customers")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
     options = parser.parse_args()
     if urlsplit(options.url).scheme != "http":
         parser.error(f"--url must be http://…, not {options.url}")
@@ -355,8 +395,8 @@ def _options() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measure and print; the exit code is 1 if there was any error."""
-    options = _options()
+    """Measure, and print the report; the exit code is 1 if there was an error."""
+    options = _parse_options()
     try:
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             report = runner.run(measure(options))

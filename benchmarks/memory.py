@@ -1,54 +1,63 @@
-"""What more processes on one host cost: the model loaded before they are forked (WARM_UP), and in each of them.
+"""Memory of the worker by number of pool processes, with and without WARM_UP: `python -m benchmarks.memory`.
 
-`python -m benchmarks.memory` starts the service for each case and prints the proportional set size of its worker:
-memory that processes share counts once.
+With WARM_UP the model is loaded before the pool processes are forked, so that they share it. The figure is the
+proportional set size of the worker, in which shared memory counts once.
 """
 
 import argparse
+import json
 import tempfile
 import time
 from pathlib import Path
 
-import requests
-
 from benchmarks import stand
 from test_client import CUSTOMER
-from tests.processes import Service, until
+from tests.harness.service import Service
+
+_ROWS = 1_000
+_CHUNK_ROWS = 10  # many messages at once, so that each pool process gets one
 
 
-def score(running: Service, rows: list[dict[str, object]]) -> None:
-    """Send a batch, and return when it is done."""
-    accepted = requests.post(f"{running.url}/churn/batches", json=rows, timeout=30)
-    until(lambda: requests.get(running.url + accepted.headers["Location"], timeout=5).json()["status"] == "Success")
+def predict_batch(running: Service) -> None:
+    """Send a batch, and wait until it has ended."""
+    response = running.post_batch(json.dumps([CUSTOMER] * _ROWS), "application/json")
+    running.batch_ended(running.batch_url(response))
 
 
-def measured(servers: str, folder: Path, processes: int, *, warm_up: bool) -> tuple[float, float]:
-    """Return the worker's memory in MB once every process has predicted, and the seconds that its first answer took."""
-    settings = {"WORKER_CONCURRENCY": str(processes), "WARM_UP": str(warm_up).lower(), "BATCH_CHUNK_ROWS": "10"}
-    with stand.service(servers, folder, **settings) as running:
+def measure(servers: str, folder: Path, processes: int, *, warm_up: bool) -> tuple[float, float]:
+    """Measure a fresh worker.
+
+    Returns:
+        The worker's memory in MB after each pool process has predicted, and the seconds until the first prediction.
+    """
+    settings = {
+        "WORKER_CONCURRENCY": str(processes),
+        "WARM_UP": str(warm_up).lower(),
+        "BATCH_CHUNK_ROWS": str(_CHUNK_ROWS),
+    }
+    with stand.service_on(servers, folder, **settings) as running:
         started = time.perf_counter()
-        headers = {"Prefer": "wait=20"}
-        requests.post(f"{running.url}/churn/predict", json=CUSTOMER, headers=headers, timeout=30).raise_for_status()
+        running.post(CUSTOMER, Prefer="wait=20").raise_for_status()
         first_s = time.perf_counter() - started
-        while True:
-            # A batch is many messages at once, so that no process goes without.
-            score(running, [CUSTOMER] * 1_000)
-            if warm_up or running.worker.text().count("model loaded") == processes:
-                return stand.pss_mb(running.worker), first_s
+        predict_batch(running)
+        while not warm_up and running.worker.text().count("model loaded") < processes:
+            predict_batch(running)
+        return stand.pss_mb(running.worker), first_s
 
 
 def main() -> None:
-    """Measure 1, 2 and 4 processes, both ways, and print a table for the README."""
+    """Measure 1, 2 and 4 processes, with and without WARM_UP, and print a table for the README."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--servers", choices=stand.SERVERS, help="default: RabbitMQ + Redis if they are installed")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
     options = parser.parse_args()
     servers = stand.choose_servers(options.servers)
-    print("| processes | loaded before the fork | loaded in each | first answer of a fresh worker |\n|---|---|---|---|")
+    print("| pool processes | loaded before the fork | loaded in each | first prediction of a fresh worker |")
+    print("|---|---|---|---|")
     for processes in options.processes:
         with tempfile.TemporaryDirectory() as folder:
-            before, before_s = measured(servers, Path(folder) / "before", processes, warm_up=True)
-            each, each_s = measured(servers, Path(folder) / "each", processes, warm_up=False)
+            before, before_s = measure(servers, Path(folder) / "before", processes, warm_up=True)
+            each, each_s = measure(servers, Path(folder) / "each", processes, warm_up=False)
         print(f"| {processes} | {before:.0f} MB | {each:.0f} MB | {before_s * 1000:.0f} ms, {each_s * 1000:.0f} ms |")
 
 

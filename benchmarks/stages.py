@@ -1,11 +1,14 @@
-"""Where the time of a prediction goes: `python -m benchmarks.stages` looks into the API and the worker under load.
+"""CPU time of a prediction by stage, in the API and the worker, under load: `python -m benchmarks.stages`.
 
-API: py-spy looks 500 times a second at who holds the interpreter, and a sample belongs to the deepest of its frames
-that a stage knows; a stage's cost is its share of the process's CPU time. Worker: LightGBM predicts without holding it,
-so the three calls are timed, for messages as large as they were under the load; the rest is Celery's, to consume.
+API: py-spy samples the thread that holds the interpreter, 500 times a second. A sample belongs to the stage of its
+deepest frame that a stage names. The cost of a stage is its share of the process's CPU time.
+
+Worker: LightGBM releases the interpreter, so the three steps of the delivery policy are timed, for messages of the size
+under load. The rest of the worker's CPU time is Celery's, which consumes the messages.
 """
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -13,31 +16,42 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from uuid import uuid4
 
 from benchmarks import stand
+from celery_task_app.consumer.delivery import predict_each
+from celery_task_app.messaging.messages import PredictionMessage, PredictionRequest, Stores
 from celery_task_app.ml.model import ChurnModel
-from celery_task_app.results import Outcome, ResultStore
-from celery_task_app.settings import settings
-from celery_task_app.tasks import outcomes_of
+from celery_task_app.settings import Settings
+from celery_task_app.store.batches import BatchStore
+from celery_task_app.store.connection import connect
+from celery_task_app.store.predictions import Outcome, PredictionStore
 from test_client import CUSTOMER
 
-# The stages, each with what its frames are told by: a part of `function (file:line)`.
 STAGES = (
-    ("mark as queued", ("mark_queued (", "register_script")),
-    ("publish", ("submission.py", "backlog.py", "celery/app", "kombu", "amqp")),
-    ("hear of ends, read", ("waiting.py", "results.py", "redis/asyncio")),
-    ("parse and validate", ("bodies.py", "models.py", "pydantic", "json/decoder", "headers.py")),
+    ("mark as queued", ("mark_queued (",)),
+    ("publish", ("group_commit.py", "backpressure.py", "messaging/", "celery/app", "kombu", "amqp")),
+    ("receive completions, read", ("completion.py", "store/predictions.py", "redis/asyncio")),
+    (
+        "parse and validate",
+        ("strict_json.py", "json_route.py", "parameters.py", "models.py", "pydantic", "json/decoder"),
+    ),
     ("HTTP", ("uvicorn", "uvloop", "asyncio/runners")),
     ("routing", ("fastapi", "starlette")),
-    ("the route", ("app.py", "access.py")),
+    ("the route", ("api/predictions.py", "api/http/", "api/services.py", "app.py")),
 )
+"""Each stage with parts of its frames, which py-spy writes as `function (file:line)`; the first match wins."""
+
+OTHER = "other"
+STEPS = ("look up", "predict", "store")
+ROUNDS = 50
+_SUCCEEDED = " succeeded in "  # Celery's log line of a finished message
 
 
-def sample(pid: int, seconds: float, folder: Path) -> Counter[tuple[str, ...]]:
-    """Return how often each stack was seen, its outermost frame first."""
+def sample_stacks(pid: int, seconds: float, folder: Path) -> Counter[tuple[str, ...]]:
+    """Return the number of samples of each stack; the outermost frame is first."""
     out = folder / f"{pid}.raw"
     options = ["--gil", "--format", "raw", "--rate", "500", "--duration", str(round(seconds)), "--output", str(out)]
     program = str(Path(sys.executable).with_name("py-spy"))
@@ -49,33 +63,53 @@ def sample(pid: int, seconds: float, folder: Path) -> Counter[tuple[str, ...]]:
     return stacks
 
 
+def stage_of(frames: tuple[str, ...]) -> str:
+    """Return the stage of a stack: that of its deepest frame that a stage names."""
+    for frame in reversed(frames):
+        for name, parts in STAGES:
+            if any(part in frame for part in parts):
+                return name
+    return OTHER
+
+
 def shares(stacks: Counter[tuple[str, ...]]) -> dict[str, float]:
-    """Return each stage's share of the samples; `the rest` is what no stage knows."""
-    found: Counter[str] = Counter()
+    """Return each stage's share of the samples."""
+    counts: Counter[str] = Counter()
     for frames, count in stacks.items():
-        names = (name for frame in reversed(frames) for name, marks in STAGES if any(mark in frame for mark in marks))
-        found[next(names, "the rest")] += count
-    return {name: found[name] / found.total() for name in (*(name for name, _ in STAGES), "the rest")}
+        counts[stage_of(frames)] += count
+    return {name: counts[name] / counts.total() for name in (*(name for name, _ in STAGES), OTHER)}
 
 
-def timed(customers: int) -> dict[str, float]:
-    """Return the microseconds for each customer of what a process does with a message of so many; best of 50."""
-    store, model = ResultStore(), ChurnModel(settings.model_path)
-    best: dict[str, float] = {}
-    for _ in range(50):
-        message: dict[str, Mapping[str, object]] = {str(uuid4()): CUSTOMER for _ in range(customers)}
-        store.mark_queued(dict.fromkeys(message, time.time() + 60))
-        outcomes: dict[str, Outcome] = {}
-        for stage, call in (
-            ("look up", lambda message=message: store.look_up(list(message))),
-            ("predict", lambda message=message, outcomes=outcomes: outcomes.update(outcomes_of(model, message))),
-            ("store", lambda outcomes=outcomes: store.store(outcomes, model.version)),
-        ):
-            started = time.perf_counter()
-            call()
-            took_us = 1e6 * (time.perf_counter() - started) / customers
-            best[stage] = min(took_us, best.get(stage, took_us))
-    return best
+def time_steps(message: PredictionMessage, model: ChurnModel, stores: Stores) -> dict[str, float]:
+    """Process a message as the delivery policy does; return the seconds of each step."""
+    times = [time.perf_counter()]
+    pending, _ = message.look_up(stores)
+    times.append(time.perf_counter())
+    outcomes: dict[str, Outcome] = {**predict_each(lambda ids: message.predict(model, ids), pending)}
+    times.append(time.perf_counter())
+    message.save(stores, outcomes, model.version)
+    times.append(time.perf_counter())
+    return {step: end - begin for step, (begin, end) in zip(STEPS, itertools.pairwise(times), strict=True)}
+
+
+def time_delivery(customers: int) -> dict[str, float]:
+    """Return the least microseconds of each step for each customer of a message, on the result store of the settings.
+
+    Args:
+        customers: number of customers in the message.
+    """
+    settings = Settings()
+    model = ChurnModel(settings.model_path)
+    with (
+        closing(PredictionStore(connect(settings.backend_uri), settings.result_ttl_s)) as predictions,
+        closing(BatchStore(connect(settings.backend_uri), settings.result_ttl_s)) as batches,
+    ):
+        rounds = []
+        for _ in range(ROUNDS):
+            message = PredictionMessage({str(uuid4()): PredictionRequest(CUSTOMER) for _ in range(customers)})
+            predictions.mark_queued(dict.fromkeys(message.ids, time.time() + settings.deadline_s))
+            rounds.append(time_steps(message, model, Stores(predictions, batches)))
+    return {step: 1e6 * min(times[step] for times in rounds) / customers for step in STEPS}
 
 
 def main() -> None:
@@ -84,27 +118,28 @@ def main() -> None:
     parser.add_argument("--servers", choices=stand.SERVERS, help="default: RabbitMQ + Redis if they are installed")
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=6, help="of each of two loads")
-    parser.add_argument("--timed", type=int, help=argparse.SUPPRESS)  # in a process that has the settings for it
+    # The child process that gets the addresses of the servers from its environment.
+    parser.add_argument("--time-delivery", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.timed:
-        print(json.dumps(timed(options.timed)))
+    if options.time_delivery:
+        print(json.dumps(time_delivery(options.time_delivery)))
         return
     servers = stand.choose_servers(options.servers)
-    with tempfile.TemporaryDirectory() as name, stand.service(servers, Path(name) / "own") as running:
-        subject = stand.subjects_of(running)[0]
-        consumed = running.worker.text().count(" succeeded in ")
-        figures = stand.load(subject, options.clients, "--seconds", str(options.seconds))
-        consumed = running.worker.text().count(" succeeded in ") - consumed
-        size = max(1, round(figures.predictions_per_s * (options.seconds + 1) / consumed))
-        loading = stand.command(subject, options.clients, "--seconds", str(options.seconds + 2))
-        with subprocess.Popen(loading, stdout=subprocess.DEVNULL):
-            stacks = sample(running.api.pid, options.seconds, Path(name))
-        again = [sys.executable, "-m", "benchmarks.stages", "--timed", str(size)]
-        found = subprocess.run(again, env=os.environ | running.servers.env, capture_output=True, check=True)
-    worker: dict[str, float] = json.loads(found.stdout)
+    with tempfile.TemporaryDirectory() as name, stand.service_on(servers, Path(name) / "service") as running:
+        subject, _ = stand.service_subjects(running)
+        messages = running.worker.text().count(_SUCCEEDED)
+        figures = stand.measure(subject, options.clients, "--seconds", str(options.seconds))
+        messages = running.worker.text().count(_SUCCEEDED) - messages
+        size = max(1, round(figures.predictions_per_s * (options.seconds + 1) / messages))
+        load = stand.load_command(subject, options.clients, "--seconds", str(options.seconds + 2))
+        with subprocess.Popen(load, stdout=subprocess.DEVNULL):
+            stacks = sample_stacks(running.api.pid, options.seconds, Path(name))
+        child = [sys.executable, "-m", "benchmarks.stages", "--time-delivery", str(size)]
+        timed = subprocess.run(child, env=os.environ | running.servers.env, capture_output=True, check=True)
+    worker: dict[str, float] = json.loads(timed.stdout)
     worker["consume"] = max(0.0, 1000 * figures.cpu_ms["worker"] - sum(worker.values()))
-    print(f"{options.clients} clients that wait, {size} customers a message; {stand.SERVERS[servers]}")
-    print("| process | stage | CPU µs a prediction |\n|---|---|---|")
+    print(f"{options.clients} waiting clients, {size} customers in a message; {stand.SERVERS[servers]}")
+    print("| process | stage | CPU µs per prediction |\n|---|---|---|")
     for stage, share in shares(stacks).items():
         print(f"| API | {stage} | {1000 * share * figures.cpu_ms['API']:.0f} |")
     for stage, cost_us in worker.items():

@@ -1,6 +1,6 @@
-"""The test stand: what is measured, started on spare ports, and what it costs while clients load it.
+"""The test stand: starts the subjects of a measurement on spare ports, loads them, and reads their CPU time and memory.
 
-Clients, subjects and servers share the cores, so a figure means something only beside another of the same run.
+Clients, subjects and servers share the machine's cores. So compare a figure only with figures of the same run.
 """
 
 import contextlib
@@ -11,35 +11,56 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 import psutil
 import requests
 
-from tests.processes import ROOT, Process, Service, free_port, missing_programs, running_servers, running_service, until
+from tests.harness.processes import ROOT, Process, free_port, until
+from tests.harness.servers import missing_programs, running_servers
+from tests.harness.service import Service, running_service
 
-# What a gateway's log says already; the subjects that are uvicorn's read this as `--no-access-log`.
+SERVERS = {"rabbitmq": "RabbitMQ + Redis", "valkey": "embedded Valkey"}
+"""The servers that a measurement can start, with their names for a reader."""
+
 QUIET = {"UVICORN_ACCESS_LOG": "false"}
+"""The environment of each subject that is a uvicorn server: no access log."""
 
 
 @dataclass
 class Subject:
-    """One thing to measure."""
+    """One service to measure.
+
+    Attributes:
+        name: for the report.
+        url: its address.
+        processes: its processes by part (`API`, `worker`, `broker`, `store`).
+        client_options: options of the load generator.
+        can_freeze: whether it may be frozen while another subject is measured. A frozen broker connection is closed.
+    """
 
     name: str
     url: str
-    parts: Mapping[str, Process]
-    """The processes that are counted as its own, by what they are."""
-    client: Sequence[str] = ("--wait",)
-    """Options of the load generator."""
-    is_frozen_meanwhile: bool = True
-    """Whether it is stopped while another is measured; not what has connections that must not fall silent."""
+    processes: Mapping[str, Process]
+    client_options: Sequence[str] = ("--wait",)
+    can_freeze: bool = True
 
 
 @dataclass
 class Figures:
-    """What one subject did for so many clients; medians over the rounds."""
+    """The figures of one subject under one number of clients.
+
+    Attributes:
+        subject: its name.
+        clients: number of clients.
+        predictions_per_s: finished predictions per second.
+        p50_ms: median time from the POST to the probability.
+        p99_ms: its 99th percentile.
+        cpu_ms: CPU milliseconds for each prediction, by part; `client` is the load generator.
+        pss_mb: proportional set size in MB after the load, by part.
+    """
 
     subject: str
     clients: int
@@ -47,26 +68,29 @@ class Figures:
     p50_ms: float
     p99_ms: float
     cpu_ms: dict[str, float]
-    """CPU milliseconds for each prediction, by process; `client` is the load generator's own."""
     pss_mb: dict[str, float] = field(default_factory=dict)
-    """Proportional set size in MB, by process, after the load."""
 
     @property
-    def cpu_ms_in_all(self) -> float:
-        """Of the subject's processes, without the client."""
+    def total_cpu_ms(self) -> float:
+        """CPU milliseconds for each prediction of all parts, without the client."""
         return sum(cost for part, cost in self.cpu_ms.items() if part != "client")
 
+    @property
+    def cpu_text(self) -> str:
+        """CPU milliseconds for each prediction, in total and by part."""
+        return f"{self.total_cpu_ms:.2f} ({', '.join(f'{part} {cost:.2f}' for part, cost in self.cpu_ms.items())})"
 
-def tree(process: Process) -> list[psutil.Process]:
-    """Return a process and all that it has started."""
+
+def process_tree(process: Process) -> list[psutil.Process]:
+    """Return a process and all its descendants."""
     root = psutil.Process(process.pid)
     return [root, *root.children(recursive=True)]
 
 
 def cpu_s(process: Process) -> float:
-    """Return the CPU seconds that a process and its children have used."""
+    """Return the CPU seconds of a process and its descendants."""
     used = 0.0
-    for one in tree(process):
+    for one in process_tree(process):
         with contextlib.suppress(psutil.NoSuchProcess):
             times = one.cpu_times()
             used += times.user + times.system
@@ -74,43 +98,44 @@ def cpu_s(process: Process) -> float:
 
 
 def pss_mb(process: Process) -> float:
-    """Return the memory of a process and its children in MB, what they share counted once."""
+    """Return the proportional set size of a process and its descendants in MB; shared memory counts once."""
     used = 0
-    for one in tree(process):
+    for one in process_tree(process):
         with contextlib.suppress(psutil.NoSuchProcess):
             used += one.memory_full_info().pss
     return used / 1e6
 
 
-def command(subject: Subject, clients: int, *length: str) -> list[str]:
-    """Return what loads a subject, in a process of its own, and prints what it found as JSON."""
-    options = ["--url", subject.url, "--clients", str(clients), "--json", *subject.client, *length]
+def load_command(subject: Subject, clients: int, *length: str) -> list[str]:
+    """Return the command that loads a subject and prints its report as JSON."""
+    options = ["--url", subject.url, "--clients", str(clients), "--json", *subject.client_options, *length]
     return [sys.executable, "-m", "benchmarks.load", *options]
 
 
-def loaded(subject: Subject, clients: int, *length: str) -> dict[str, Any]:
-    """Load a subject, and return the load generator's report.
+def run_load(subject: Subject, clients: int, *length: str) -> dict[str, Any]:
+    """Load a subject, and return the report of the load generator.
 
     Args:
-        subject: what is loaded; it is running.
-        clients: how many send at the same time.
+        subject: it is running.
+        clients: number of clients.
         length: `--seconds N` or `--requests N`.
 
     Raises:
-        SystemExit: there was an error; a figure that leaves some predictions out is none.
+        SystemExit: a prediction failed, so the figures would leave predictions out.
     """
-    run = subprocess.run(command(subject, clients, *length), cwd=ROOT, capture_output=True, text=True, check=False)
+    command = load_command(subject, clients, *length)
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if run.returncode:
         raise SystemExit(f"{subject.name}, {clients} clients:\n{run.stdout}{run.stderr}")
     report: dict[str, Any] = json.loads(run.stdout)
     return report
 
 
-def load(subject: Subject, clients: int, *length: str) -> Figures:
-    """Load a subject as `loaded` does, and return what that brought and cost."""
-    before = {part: cpu_s(process) for part, process in subject.parts.items()}
-    report = loaded(subject, clients, *length)
-    after = {part: cpu_s(process) for part, process in subject.parts.items()}
+def measure(subject: Subject, clients: int, *length: str) -> Figures:
+    """Load a subject as `run_load` does, and return its figures."""
+    before = {part: cpu_s(process) for part, process in subject.processes.items()}
+    report = run_load(subject, clients, *length)
+    after = {part: cpu_s(process) for part, process in subject.processes.items()}
     count = report["predictions"] + report["warm_up_predictions"]
     return Figures(
         subject.name,
@@ -120,15 +145,15 @@ def load(subject: Subject, clients: int, *length: str) -> Figures:
         report["p99_ms"],
         {"client": 1000 * report["client_cpu_s"] / count}
         | {part: 1000 * (after[part] - before[part]) / count for part in before},
-        {part: pss_mb(process) for part, process in subject.parts.items()},
+        {part: pss_mb(process) for part, process in subject.processes.items()},
     )
 
 
 @contextlib.contextmanager
-def only(subject: Subject, subjects: Sequence[Subject]) -> Iterator[None]:
-    """Freeze all others that can be frozen."""
-    others = [one for one in subjects if one.is_frozen_meanwhile and one.url != subject.url]
-    frozen = [part for other in others for process in other.parts.values() for part in tree(process)]
+def others_frozen(subject: Subject, subjects: Sequence[Subject]) -> Iterator[None]:
+    """Freeze every other subject that can be frozen."""
+    others = [other for other in subjects if other.can_freeze and other.url != subject.url]
+    frozen = [part for other in others for process in other.processes.values() for part in process_tree(process)]
     for part in frozen:
         part.suspend()
     try:
@@ -138,91 +163,116 @@ def only(subject: Subject, subjects: Sequence[Subject]) -> Iterator[None]:
             part.resume()
 
 
-def in_turns(subjects: Sequence[Subject], clients: Sequence[int], rounds: int, seconds: float) -> list[Figures]:
-    """Measure every subject with every number of clients, alternating, and return the medians."""
-    seen: dict[tuple[int, str], list[Figures]] = {}
+def measure_alternating(
+    subjects: Sequence[Subject], clients: Sequence[int], rounds: int, seconds: float
+) -> list[Figures]:
+    """Measure each subject with each number of clients, alternating in each round; return the medians."""
+    measured: dict[tuple[int, str], list[Figures]] = {}
     for number in range(1, rounds + 1):
         for count in clients:
             for subject in subjects:
-                with only(subject, subjects):
-                    figures = load(subject, count, "--seconds", str(seconds))
-                seen.setdefault((count, subject.name), []).append(figures)
-                note = f"round {number} of {rounds}, {count} clients: {subject.name} {figures.predictions_per_s:,.0f}/s"
-                print(note, file=sys.stderr, flush=True)
-    return [median(rounds) for rounds in seen.values()]
+                with others_frozen(subject, subjects):
+                    figures = measure(subject, count, "--seconds", str(seconds))
+                measured.setdefault((count, subject.name), []).append(figures)
+                log_progress(f"round {number} of {rounds}", figures)
+    return list(map(median, measured.values()))
+
+
+def log_progress(round_label: str, figures: Figures) -> None:
+    """Write one measurement to standard error."""
+    line = f"{round_label}, {figures.clients} clients: {figures.subject} {figures.predictions_per_s:,.0f}/s"
+    print(line, file=sys.stderr, flush=True)
 
 
 def median(rounds: Sequence[Figures]) -> Figures:
     """Return the median of each figure."""
 
-    def middle(name: str) -> Any:
+    def of(name: str) -> Any:
         values = [getattr(figures, name) for figures in rounds]
         if isinstance(values[0], dict):
             return {part: statistics.median(value[part] for value in values) for part in values[0]}
         return statistics.median(values)
 
-    figures = ("predictions_per_s", "p50_ms", "p99_ms", "cpu_ms", "pss_mb")
-    return Figures(rounds[0].subject, rounds[0].clients, *map(middle, figures))
+    names = ("predictions_per_s", "p50_ms", "p99_ms", "cpu_ms", "pss_mb")
+    return Figures(rounds[0].subject, rounds[0].clients, *map(of, names))
 
 
 def choose_servers(wanted: str | None) -> str:
-    """Return `rabbitmq` if its programs and Redis's are installed, else `valkey`, unless one is wanted."""
+    """Return the wanted servers; by default `rabbitmq` if RabbitMQ and Redis are installed, else `valkey`."""
     if wanted:
         return wanted
     return "valkey" if missing_programs() else "rabbitmq"
 
 
-SERVERS = {"rabbitmq": "RabbitMQ + Redis", "valkey": "embedded Valkey"}
-
-
 @contextlib.contextmanager
-def service(name: str, folder: Path, **settings: str) -> Iterator[Service]:
-    """Start the service on servers of its own."""
+def service_on(servers_name: str, folder: Path, **settings: str) -> Iterator[Service]:
+    """Run the service on servers of its own.
+
+    Args:
+        servers_name: a key of SERVERS.
+        folder: a new folder for logs and files of the servers.
+        settings: environment variables of the API and the worker.
+    """
     folder.mkdir()
     with (
-        running_servers(name, folder) as servers,
+        running_servers(servers_name, folder) as servers,
         running_service(servers, folder, **QUIET, **settings) as running,
     ):
         yield running
 
 
-def subjects_of(running: Service) -> list[Subject]:
-    """Return the service as what its clients make of it: one that waits, and one that polls."""
+def processes_of(running: Service) -> dict[str, Process]:
+    """Return the processes of the service and its servers, by part."""
     servers = running.servers
-    parts = {"API": running.api, "worker": running.worker, "broker": servers.broker}
+    processes = {"API": running.api, "worker": running.worker, "broker": servers.broker}
     if servers.store is not servers.broker:
-        parts["store"] = servers.store
-    return [
-        Subject("this service, waiting", running.url, parts, is_frozen_meanwhile=False),
-        Subject("this service, polling", running.url, parts, ("--poll-ms", "10"), is_frozen_meanwhile=False),
-    ]
+        processes["store"] = servers.store
+    return processes
+
+
+def service_subjects(running: Service, name: str = "this service") -> tuple[Subject, Subject]:
+    """Return the service as two subjects: with clients that wait (`Prefer: wait`), and with clients that poll."""
+    processes = processes_of(running)
+    return (
+        Subject(f"{name}, waiting", running.url, processes, can_freeze=False),
+        Subject(f"{name}, polling", running.url, processes, ("--poll-ms", "10"), can_freeze=False),
+    )
 
 
 @contextlib.contextmanager
-def peer(name: str, folder: Path, program: Sequence[str], *, client: Sequence[str] = ("--wait",)) -> Iterator[Subject]:
-    """Start a peer that listens on the port that `{port}` in its command stands for."""
+def running_peer(
+    name: str, folder: Path, program: Sequence[str], *, client_options: Sequence[str] = ("--wait",)
+) -> Iterator[Subject]:
+    """Start a peer, and wait until it answers.
+
+    Args:
+        name: for the report.
+        folder: its log is written here.
+        program: its command; `{port}` is replaced by a free port.
+        client_options: options of the load generator.
+    """
     port = free_port()
     log = folder / f"{name.replace(' ', '-')}.log"
     process = Process([part.format(port=port) for part in program], log, {**QUIET, "OMP_NUM_THREADS": "1"})
     url = f"http://127.0.0.1:{port}"
 
-    def listens() -> bool:
+    def answers() -> bool:
         with contextlib.suppress(requests.RequestException):
-            return requests.get(url, timeout=5).status_code < 500  # noqa: PLR2004 - HTTP's
+            return requests.get(url, timeout=5).status_code < HTTPStatus.INTERNAL_SERVER_ERROR
         return False
 
     process.start()
     try:
-        until(listens, within_s=120, every_s=0.2)
-        yield Subject(name, url, {"API": process}, client)
+        until(answers, within_s=120, every_s=0.2)
+        yield Subject(name, url, {"API": process}, client_options)
     finally:
-        for one in reversed(tree(process)):  # BentoML's are in sessions of their own
+        for one in reversed(process_tree(process)):  # BentoML starts processes in sessions of their own
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.kill()
         process.kill()
 
 
-def machine() -> str:
-    """Return what a reader of figures must know of the machine."""
+def describe_machine() -> str:
+    """Return the number of cores, the memory and the Python version."""
     memory = psutil.virtual_memory().total / 2**30
     return f"{os.cpu_count()} cores, {memory:.0f} GiB, Python {sys.version.split()[0]}"

@@ -1,1 +1,1 @@
-"""Churn predictions through a durable queue: what the API and the worker share, and the worker itself."""
+"""The worker process, and the modules that the worker and the API share: settings, errors, messaging and store."""

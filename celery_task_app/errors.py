@@ -1,69 +1,70 @@
-"""What can go wrong, as one tree. HTTP codes are app.py's business.
+"""The errors that this service raises on purpose, as one tree. HTTP statuses are in api/http/problems.py.
 
 ChurnServiceError
-├── DataSetError              the training data is not there or not what it should be
-├── ModelError                the model can't be used at all: the worker stops
-│   ├── ArtifactMissing         no file
-│   ├── ArtifactCorrupt         truncated, tampered with, or not a model
-│   ├── VersionMismatch         made with other versions of its libraries
-│   └── GoldenRowMismatch       it does not predict what its manifest says that it predicts
-├── BadBody                   a request's body can't be read
-│   ├── BodyTooLarge            longer than allowed
+├── DataSetError              the training data is missing or has the wrong columns
+├── ModelError                the model cannot be used: the worker stops
+│   ├── ArtifactMissing         the file does not exist
+│   ├── ArtifactCorrupt         the file is truncated, modified, or not a model
+│   ├── VersionMismatch         the installed libraries differ from those of training
+│   └── GoldenRowMismatch       a golden row gets another probability than at training
+├── BadBody                   the body of a request cannot be read
+│   ├── BodyTooLarge            it is longer than its route reads
 │   ├── NotJSON                 its syntax or its encoding is wrong
-│   └── NotJSONType             it is said to be something else
-├── PredictionError           this customer can't be predicted; others can
+│   └── NotJSONType             its Content-Type is not JSON
+├── PredictionError           one customer cannot be predicted; others can
 │   ├── FeatureMismatch         a feature that the pipeline was trained on is missing
-│   ├── InvalidPrediction       the model's answer is not a probability
+│   ├── InvalidPrediction       the model failed, or its output is not a probability
 │   └── TooManyAttempts         every attempt lost its process or ran out of time
-├── Withdrawn                 there is no prediction, and there will be none
-│   ├── Deleted                 the client wanted it so
+├── Withdrawn                 the prediction ended without a result
+│   ├── Deleted                 the client deleted it
 │   └── Expired                 it was not computed within its deadline
-├── IdempotencyError          the Idempotency-Key can't be honoured
-│   ├── KeyReused               it stands for another body
-│   └── KeyInUse                the request that it was first sent with is still being accepted
-├── BatchError                a batch can't be taken as it was sent
-│   ├── MalformedBatch          not the CSV or JSON that it should be
-│   ├── BatchTooLarge           more bytes or rows than a batch may have
-│   └── RowsRefused             rows that are not customers
-└── Unavailable               nothing is wrong with the request: try again later
-    ├── BrokerUnavailable       the queue did not confirm
-    ├── ResultStoreUnavailable  the results can't be read or written
-    └── Overloaded              more waits than this process or the queue takes
+├── IdempotencyError          the Idempotency-Key cannot be honoured
+│   ├── KeyReused               the key was sent before with another body
+│   └── KeyInUse                the first request with this key is still being accepted
+├── BatchError                a batch cannot be accepted
+│   ├── MalformedBatch          the body is not valid CSV, NDJSON or JSON
+│   ├── BatchTooLarge           it has more bytes or rows than allowed
+│   └── RowsRefused             rows are not valid customers
+├── MalformedMessage          a message from the queue cannot be parsed
+└── Unavailable               the request is fine; the same request may succeed later
+    ├── BrokerUnavailable       the broker did not confirm
+    ├── ResultStoreUnavailable  the result store did not answer
+    └── Overloaded              too many predictions wait
 """
 
 from collections.abc import Sequence
 
 
 class ChurnServiceError(Exception):
-    """Root of every error that this service raises on purpose."""
+    """Root of the errors that this service raises on purpose."""
 
 
 class DataSetError(ChurnServiceError):
-    """The training data is missing, or lacks what training needs."""
+    """The training data is missing, or lacks a column that training needs."""
 
 
 class ModelError(ChurnServiceError):
-    """The model can't be used at all."""
+    """The model cannot be used."""
 
 
 class ArtifactMissing(ModelError):
-    """There is no file where the model should be."""
+    """The model file or its manifest does not exist."""
 
 
 class ArtifactCorrupt(ModelError):
-    """The file is not the one that its manifest describes, or holds no model."""
+    """The file differs from the one in its manifest, or holds no model."""
 
 
 class VersionMismatch(ModelError):
-    """The installed libraries are not the versions that the model was made with."""
+    """An installed library has another version than the one that the model was trained with."""
 
 
 class GoldenRowMismatch(ModelError):
-    """The model predicts a customer of its manifest otherwise than when it was made."""
+    """The model gives a golden row of its manifest another probability than at training."""
 
 
 class BadBody(ChurnServiceError):
-    """The body of a request can't be read."""
+    """The body of a request cannot be read."""
 
 
 class BodyTooLarge(BadBody):
@@ -71,15 +72,15 @@ class BodyTooLarge(BadBody):
 
 
 class NotJSON(BadBody):
-    """The body is not a JSON text (RFC 8259), or one whose meaning is anyone's guess."""
+    """The body is not a JSON text (RFC 8259), or an object has one name twice."""
 
 
 class NotJSONType(BadBody):
-    """The request says that its body is not JSON, or not what it is."""
+    """The Content-Type is not a JSON media type."""
 
 
 class PredictionError(ChurnServiceError):
-    """One customer can't be predicted."""
+    """One customer cannot be predicted."""
 
 
 class FeatureMismatch(PredictionError):
@@ -87,51 +88,51 @@ class FeatureMismatch(PredictionError):
 
 
 class InvalidPrediction(PredictionError):
-    """The model answered with something that is not one probability for each customer."""
+    """The model failed, or its output is not one probability for each customer."""
 
 
 class TooManyAttempts(PredictionError):
-    """The process was lost, or its time was up, at every attempt to predict this customer."""
+    """Every attempt to predict this customer lost its process or ran out of time."""
 
 
 class Withdrawn(ChurnServiceError):
-    """There is no prediction, and there will be none."""
+    """The prediction ended without a result."""
 
 
 class Deleted(Withdrawn):
-    """The client deleted it, before or after it was computed."""
+    """The client deleted the prediction, before or after it was computed."""
 
 
 class Expired(Withdrawn):
-    """It was not computed within its deadline."""
+    """The prediction was not computed within its deadline."""
 
 
 class IdempotencyError(ChurnServiceError):
-    """An Idempotency-Key can't be honoured."""
+    """An Idempotency-Key cannot be honoured."""
 
 
 class KeyReused(IdempotencyError):
-    """It stands for another body."""
+    """The key was sent before with another body."""
 
 
 class KeyInUse(IdempotencyError):
-    """The request that it was first sent with is still being accepted."""
+    """The first request with this key is still being accepted."""
 
 
 class BatchError(ChurnServiceError):
-    """A batch can't be taken as it was sent."""
+    """A batch cannot be accepted."""
 
 
 class MalformedBatch(BatchError):
-    """The body is not the CSV or JSON that it should be."""
+    """The body of a batch is not valid CSV, NDJSON or JSON."""
 
 
 class BatchTooLarge(BatchError):
-    """The body has more bytes, or more rows, than a batch may have."""
+    """The body of a batch has more bytes, or more rows, than allowed."""
 
 
 class RowsRefused(BatchError):
-    """Rows of it are not customers: `count` of them, the first of which are `listed`."""
+    """Rows of a batch are not valid customers: `count` of them, of which `listed` are the first."""
 
     def __init__(self, message: str, count: int, listed: Sequence[object]) -> None:
         super().__init__(message)
@@ -139,8 +140,12 @@ class RowsRefused(BatchError):
         self.listed = listed
 
 
+class MalformedMessage(ChurnServiceError):
+    """A message from the queue cannot be parsed."""
+
+
 class Unavailable(ChurnServiceError):
-    """A part of the service can't do its work now; the same request may succeed later."""
+    """A part of the service does not work now; the same request may succeed later."""
 
 
 class BrokerUnavailable(Unavailable):
@@ -148,11 +153,11 @@ class BrokerUnavailable(Unavailable):
 
 
 class ResultStoreUnavailable(Unavailable):
-    """The result store did not answer, or refused."""
+    """The result store did not answer, or refused the command."""
 
 
 class Overloaded(Unavailable):
-    """More predictions wait than this process, or the queue, takes; after `retry_after_s` seconds there may be room."""
+    """Too many predictions wait; the client may try again after `retry_after_s` seconds."""
 
     def __init__(self, message: str, retry_after_s: int = 1) -> None:
         super().__init__(message)

@@ -1,220 +1,113 @@
-"""The worker's side: PredictTask, which loads the model once per process, and the task that predicts.
+"""The tasks of the worker: PredictTask, which loads the model once per process, and one task for each kind of message.
 
-A message carries one or many customers, by task id. One that was cut short (its process was lost, its time was up) is
-sent again with each customer in a message of its own: a customer that always does this fails alone.
+A message is processed by the delivery policy (consumer/delivery.py), whether it carries predictions or a chunk.
 """
 
-import gc
 import logging
 import os
 import signal
-import threading
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing
 from functools import cached_property
-from multiprocessing import get_context
-from typing import Any, TypeVar
+from typing import Any, ClassVar
 
-import billiard.pool
-import celery.worker.consumer.consumer
-from celery import Task
-from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
-from celery.signals import celeryd_after_setup, worker_shutting_down
-from celery.worker import state as worker_state
-from celery.worker.consumer import Consumer
-from celery.worker.request import Request
+import celery
+from celery.exceptions import Reject, SoftTimeLimitExceeded
+from celery.signals import celeryd_after_setup, worker_process_init, worker_shutting_down
 
-from celery_task_app.errors import (
-    Expired,
-    ModelError,
-    PredictionError,
-    ResultStoreUnavailable,
-    TooManyAttempts,
-    Unavailable,
-)
-from celery_task_app.heartbeat import Heartbeat, this_worker
-from celery_task_app.ml.model import ChurnModel, check_artifact
-from celery_task_app.results import Explained, Outcome, ResultStore
+from celery_task_app.consumer import lifecycle
+from celery_task_app.consumer.delivery import DeliveryPolicy
+from celery_task_app.consumer.heartbeat import Heartbeat, WorkerHealth
+from celery_task_app.consumer.request import RecoveringRequest
+from celery_task_app.errors import MalformedMessage, ModelError, Unavailable
+from celery_task_app.messaging.messages import ChunkMessage, Message, PredictionMessage, Stores
+from celery_task_app.messaging.publisher import Publisher, publisher_connection
+from celery_task_app.ml.model import ChurnModel
 from celery_task_app.settings import settings
-from celery_task_app.submission import WITH_REASONS, Features, Publisher
-from celery_task_app.worker import DEAD, PREDICT_TASK, app
+from celery_task_app.store.batches import BatchStore
+from celery_task_app.store.connection import connect
+from celery_task_app.store.predictions import PredictionStore
+from celery_task_app.worker import DEAD, PREDICT_TASK, SCORE_TASK, app
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
-Id = TypeVar("Id", str, int)  # a task id, or a row of a batch
 
-MAX_RETRIES = 3  # four attempts for each customer
-
-# Seconds that a worker may take to stop. Celery says goodbye to the broker, and waits for ever for one that is frozen.
-STOP_WITHIN_S = 20
-
-# Seconds from the start of a message that the result store is asked again if it does not answer: the last try may take
-# another 2.5, and the soft time limit is 5.
-STORE_PATIENCE_S = 2
+_REQUEUE_PAUSE_S = 1  # a message that is redelivered at once uses up its delivery limit
 
 
-class PredictRequest(Request):
-    """A message in the worker's main process, which alone knows when the process that predicted was lost."""
-
-    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
-        """Send the customers again, each alone, before the message is acknowledged.
-
-        Celery's own answer would be to repeat the message whole (a lost process), or to give it up and leave its ids
-        without a result (the time limits, any other error).
-        """
-        error, kwargs = exc_info.exception, self.kwargs
-        ended = self._already_cancelled or self._already_revoked or worker_state.should_terminate
-        if ended or isinstance(error, Reject | Ignore | Retry) or not self.task.makes_sense(kwargs):
-            super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
-            return
-        logger.error("attempt lost message=%s error=%r", self.id, error)
-        worker_state.task_ready(self)
-        try:
-            self.task.send_apart(kwargs, self._context.retries + 1)
-        except Unavailable as unavailable:
-            logger.warning("message goes back to the queue message=%s reason=%s", self.id, unavailable)
-            self.reject(requeue=True)
-        else:
-            self.acknowledge()
-
-
-class PredictTask(Task):
-    """Base of the task that predicts: loads the model on the first call, once per process."""
+class PredictTask(celery.Task):
+    """Base of both tasks: loads the model at the first message, once per process."""
 
     abstract = True
-    Request = PredictRequest
-    model: ChurnModel
+    Request = RecoveringRequest
+    message_type: type[Message[Any]]
+    model: ClassVar[ChurnModel]
+    health: ClassVar[WorkerHealth]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the task with the model loaded. What can't be done now goes back to the queue, after a breath."""
+        """Run the task with the model loaded; requeue the message after 1 s if the model or a server fails."""
         try:
             if not hasattr(self, "model"):
                 self.load_model()
             return self.run(*args, **kwargs)
+        except MalformedMessage as error:
+            logger.error("malformed message dropped message=%s reason=%s", self.request.id, error)  # noqa: TRY400
         except (ModelError, Unavailable) as error:
-            if isinstance(error.__cause__, SoftTimeLimitExceeded):  # while the model was loaded: no fault of its
+            if isinstance(error.__cause__, SoftTimeLimitExceeded):  # raised while the model was loading
                 raise error.__cause__ from None
             if isinstance(error, ModelError):  # another worker may have a model that works
-                this_worker.model_failed(error)
-                os.kill(this_worker.pid, signal.SIGTERM)
-            time.sleep(1)  # a message that comes back at once uses up its deliveries
+                self.health.report_model_failed(error)
+                os.kill(self.health.pid, signal.SIGTERM)
+            time.sleep(_REQUEUE_PAUSE_S)
             raise Reject(str(error), requeue=True) from error
 
-    @staticmethod
-    def makes_sense(kwargs: Mapping[str, Any]) -> bool:
-        """Tell whether a message's arguments hold customers that can be sent again."""
-        return isinstance(kwargs.get("customers"), dict)
+    @classmethod
+    def load_model(cls, *, check: bool = True) -> str:
+        """Load the model into this process, for both tasks, and return its version.
 
-    def send_apart(self, kwargs: Mapping[str, Any], retries: int) -> None:
-        """Send each customer in a message of its own, or store the failure of all if they were tried often enough.
-
-        Raises:
-            Unavailable: the broker, or the result store, did not take it.
-        """
-        customers = kwargs["customers"]
-        if retries > MAX_RETRIES:
-            logger.error("given up task_ids=%s", ",".join(customers))
-            ResultStore().store(dict.fromkeys(customers, given_up(retries)))
-            return
-        with closing(Publisher()) as publisher:
-            for task_id, customer in customers.items():
-                publisher.publish({task_id: customer}, retries)
-
-    @staticmethod
-    def load_model(*, check: bool = True) -> None:
-        """Load the model into this process, for every task of it, and let it predict the golden rows if it is to.
+        Args:
+            check: predict the golden rows.
 
         Raises:
-            ModelError: the model can't be used.
+            ModelError: the model cannot be used.
         """
         PredictTask.model = ChurnModel(settings.model_path, check=check)
-        this_worker.model_loaded()
+        cls.health.report_model_loaded()
+        return PredictTask.model.version
+
+    @staticmethod
+    def open_delivery() -> DeliveryPolicy:
+        """Return the delivery policy on connections of its own."""
+        stores = Stores(
+            PredictionStore(connect(settings.backend_uri), settings.result_ttl_s),
+            BatchStore(connect(settings.backend_uri), settings.result_ttl_s),
+        )
+        return DeliveryPolicy(stores, Publisher(publisher_connection(settings.broker_uri)))
 
     @cached_property
-    def store(self) -> ResultStore:
-        """The result store, on a connection of this process's own."""
-        return ResultStore()
+    def delivery(self) -> DeliveryPolicy:
+        """The delivery policy of this task in this pool process."""
+        return self.open_delivery()
 
-    def predict(self, customers: Mapping[str, Features]) -> None:
-        """Predict those that have not ended yet, and store how they end.
-
-        Raises:
-            ResultStoreUnavailable: the store was away for longer than a message may wait.
-        """
-        deadline = time.monotonic() + STORE_PATIENCE_S
-        known = patiently(deadline, lambda: self.store.look_up(list(customers)))
-        outcomes: dict[str, Outcome] = {}
-        owed: dict[str, Features] = {}
-        for task_id, prediction in known.items():
-            if prediction is not None and prediction.is_overdue:
-                outcomes[task_id] = Expired("not computed within its deadline")
-            elif prediction is None or prediction.is_queued:
-                owed[task_id] = customers[task_id]
-        if owed:
-            outcomes |= outcomes_of(self.model, owed)
-            explain(self.model, owed, outcomes)
-        patiently(deadline, lambda: self.store.store(outcomes, self.model.version))
+    def process(self, kwargs: dict[str, Any]) -> None:
+        """Process the message of this task, given its keyword arguments."""
+        self.delivery.process(
+            self.message_type.parse(kwargs),
+            self.model,
+            retries=self.request.retries,
+            is_redelivered=self.request.delivery_info["redelivered"],
+            is_dead_letter=self.request.delivery_info["routing_key"] == DEAD.name,
+        )
 
 
-@app.task(bind=True, base=PredictTask, name=PREDICT_TASK, ignore_result=True)
-def predict_churn(self: PredictTask, customers: dict[str, Features]) -> None:
-    """Predict the customers of one message, by task id, and store each outcome under its id."""
-    retries, delivery = self.request.retries, self.request.delivery_info
-    if delivery["routing_key"] == DEAD.name:
-        self.send_apart({"customers": customers}, max(retries + 1, MAX_RETRIES))  # one attempt more, then none
-    elif not customers:
-        logger.warning("empty message")
-    elif len(customers) > 1 and (retries or delivery["redelivered"]):
-        self.send_apart({"customers": customers}, retries)
-    else:
-        try:
-            self.predict(customers)
-        except ResultStoreUnavailable as error:
-            logger.warning("message goes to the end of the queue customers=%d reason=%s", len(customers), error)
-            with closing(Publisher()) as publisher:
-                publisher.publish(customers, retries)
+@app.task(bind=True, base=PredictTask, name=PREDICT_TASK, message_type=PredictionMessage, ignore_result=True)
+def predict_churn(self: PredictTask, **kwargs: Any) -> None:
+    """Predict the customers of a PredictionMessage, and store each outcome under its task id."""
+    self.process(kwargs)
 
 
-def given_up(attempts: int) -> TooManyAttempts:
-    """Return what customers fail with that were tried often enough."""
-    return TooManyAttempts(f"every one of {attempts} attempts was lost: the process died, or its time was up")
-
-
-def outcomes_of(model: ChurnModel, customers: Mapping[Id, Features]) -> dict[Id, float | PredictionError]:
-    """Predict all at once; if that fails, each half, and so on: who fails, fails alone."""
-    try:
-        return dict(zip(customers, model.churn_probabilities(list(customers.values())), strict=True))
-    except PredictionError as error:
-        if isinstance(error.__cause__, SoftTimeLimitExceeded):  # came while the model worked, and is not its fault
-            raise error.__cause__ from None
-        if (half := len(customers) // 2) > 0:
-            every = list(customers.items())
-            return outcomes_of(model, dict(every[:half])) | outcomes_of(model, dict(every[half:]))
-        (one,) = customers
-        logger.warning("prediction failed id=%s error=%s", one, error)
-        return {one: error}
-
-
-def explain(model: ChurnModel, customers: Mapping[str, Features], outcomes: dict[str, Outcome]) -> None:
-    """Put reasons to the probabilities of those customers who want them."""
-    wanted = [task_id for task_id, customer in customers.items() if WITH_REASONS in customer]
-    probabilities = {task_id: known for task_id in wanted if isinstance(known := outcomes[task_id], float)}
-    if probabilities and model.explains:
-        reasons = model.reasons([customers[task_id] for task_id in probabilities])
-        outcomes |= dict(zip(probabilities, map(Explained, probabilities.values(), reasons), strict=True))
-
-
-def patiently(deadline: float, call: Callable[[], T]) -> T:
-    """Call the result store; while it is away and the deadline has not passed, call again."""
-    while True:
-        try:
-            return call()
-        except ResultStoreUnavailable:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
+@app.task(bind=True, base=PredictTask, name=SCORE_TASK, message_type=ChunkMessage, ignore_result=True)
+def score_chunk(self: PredictTask, **kwargs: Any) -> None:
+    """Predict the rows of a ChunkMessage, and store their results in the batch."""
+    self.process(kwargs)
 
 
 def _check_golden_rows() -> None:
@@ -222,48 +115,25 @@ def _check_golden_rows() -> None:
 
 
 @celeryd_after_setup.connect
-def check_model(sender: str, **_: object) -> None:
-    """Stop a worker whose model can't be used before it takes a message; with WARM_UP, load it for all its processes.
+def _prepare_worker(sender: str, **_: object) -> None:
+    """Check or load the model in the main process, before the pool processes are forked."""
+    PredictTask.health = Heartbeat.health = WorkerHealth(sender, settings.backend_uri)
+    lifecycle.limit_stop_of_pool_processes()
+    lifecycle.keep_customers_out_of_the_log()
+    if settings.warm_up:
+        lifecycle.warm_up(PredictTask.health, lambda: PredictTask.load_model(check=False), _check_golden_rows)
+    else:
+        lifecycle.check_model(PredictTask.health, settings.model_path)
 
-    The processes are forked from this one and share its memory as long as nobody writes to it, which garbage collection
-    would do: benchmarks/memory.py says what that saves. One that is lost is replaced by one that has the model already.
-    """
-    this_worker.hostname = sender
-    try:
-        if settings.warm_up:
-            PredictTask.load_model(check=False)
-            this_worker.model_version = PredictTask.model.version
-            # Not here: a model may start OpenMP's threads to predict, and what is forked afterwards would hang.
-            with ProcessPoolExecutor(1, get_context("fork")) as apart:
-                apart.submit(_check_golden_rows).result()
-            gc.collect()
-            gc.freeze()
-        else:
-            this_worker.model_version = check_artifact(settings.model_path).version
-    except ModelError as error:
-        this_worker.model_failed(error)
-        raise SystemExit(1) from error
+
+@worker_process_init.connect
+def _start_pool_process(**_: object) -> None:
+    PredictTask.health.start_progress_thread()
 
 
 @worker_shutting_down.connect
-def stop_in_time(**_: object) -> None:
-    """End a worker that was told to stop and can't: what it has not acknowledged comes back."""
-
-    def end() -> None:
-        logger.warning("stopped without the broker's answer")
-        os._exit(0)
-
-    timer = threading.Timer(STOP_WITHIN_S, end)
-    timer.daemon = True
-    timer.start()
+def _stop_worker(**_: object) -> None:
+    lifecycle.exit_in_time()
 
 
 app.steps["consumer"].add(Heartbeat)
-# Customers are in messages, so these may not be in a log: not what nobody understands, nor, at level debug, any.
-celery.worker.consumer.consumer.dump_body = lambda message, _body: f"{len(message.body)} bytes"
-logging.getLogger("celery.pool").setLevel(logging.INFO)
-# A stop may discard a message that a process has begun but not yet reported (it comes back, and is found done). The
-# process then waits 300 times 0.1 s for a receipt that does not come: seen in one of ten stops under load.
-billiard.pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT = 10
-# Nothing here is published with an ETA, and each start of this step would declare 28 queues for them, with a warning.
-Consumer.Blueprint.default_steps.remove("celery.worker.consumer.delayed_delivery:DelayedDelivery")

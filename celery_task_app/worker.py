@@ -1,72 +1,92 @@
-"""The Celery app and its configuration, one for both sides: the API publishes with it, the worker consumes with it.
+"""The Celery app and its configuration, for both processes: the API publishes with it, the worker consumes with it.
 
-What a task does is tasks.py's business; this module imports none of it.
+The tasks are in tasks.py, which this module names but does not import.
 """
+
+import ssl
+from typing import Any
 
 from celery import Celery
 from kombu import Queue
-from kombu.transport import TRANSPORT_ALIASES
 
 from celery_task_app.settings import settings
 
+# Task names are part of the wire format: workers and API processes of other versions use them too.
 PREDICT_TASK = "celery_task_app.tasks.predict_churn"
 SCORE_TASK = "celery_task_app.chunk_task.score_chunk"
 
-# RabbitMQ refuses to declare a queue with other arguments than it has: these are constants, not settings.
-# On Valkey and Redis they mean nothing.
+# RabbitMQ refuses to declare a queue with other arguments than it has, so these are constants, not settings.
+# Valkey and Redis ignore them.
 DEAD = Queue("churn.dead", routing_key="churn.dead", queue_arguments={"x-queue-type": "quorum"})
 _ARGUMENTS = {
-    "x-queue-type": "quorum",  # replicated where there is a cluster, and it counts deliveries
-    "x-max-length": 100_000,  # messages; the backstop behind every other limit
-    "x-overflow": "reject-publish",  # what is over it is refused, never dropped
-    "x-delivery-limit": 20,  # a message that keeps killing its worker leaves the queue ...
+    "x-queue-type": "quorum",  # replicated in a cluster, and counts deliveries
+    "x-max-length": 100_000,  # messages; the last limit if every other one fails
+    "x-overflow": "reject-publish",  # refuse a message beyond the limit, never drop one
+    "x-delivery-limit": 20,  # a message that keeps killing its worker is dead-lettered ...
     "x-dead-letter-exchange": "",
-    "x-dead-letter-routing-key": DEAD.name,  # ... for one that the worker consumes too
+    "x-dead-letter-routing-key": DEAD.name,  # ... to a queue that the worker consumes too
     "x-dead-letter-strategy": "at-least-once",
 }
 PREDICTIONS = Queue("churn", routing_key="churn", queue_arguments=_ARGUMENTS)
-# A queue of their own: a prefetch of two per queue (RabbitMQ), or the queues in turn (Valkey), and so a single
-# prediction waits behind two chunks of a batch at most.
+# Batches have their own queue, so that a single prediction waits behind at most two chunks: the prefetch is two per
+# queue on RabbitMQ, and Valkey takes from the queues in turn.
 BATCHES = Queue("churn.batch", routing_key="churn.batch", queue_arguments=_ARGUMENTS)
 
-# Read when a broker of this kind is connected to; RabbitMQ needs nothing of it.
-TRANSPORT_ALIASES["redis"] = TRANSPORT_ALIASES["rediss"] = "celery_task_app.valkey:Transport"
+
+def transport_for(broker_uri: str) -> tuple[str | None, dict[str, Any] | None]:
+    """Return kombu's `transport` and `ssl` arguments for an address of the broker.
+
+    Valkey and Redis get our transport; messaging/redis_transport.py says why. kombu enables TLS by the name `rediss`,
+    which a class path hides, so it is enabled here; parameters in the address (`?ssl_cert_reqs=none`) take precedence.
+    """
+    scheme = broker_uri.partition("://")[0]
+    if scheme not in ("redis", "rediss"):
+        return None, None
+    tls = {"ssl_cert_reqs": ssl.CERT_REQUIRED} if scheme == "rediss" else None
+    return "celery_task_app.messaging.redis_transport:Transport", tls
+
+
+_transport, _tls = transport_for(settings.broker_uri)
 
 app = Celery(
     "churn",
     broker=settings.broker_uri,
     backend=settings.backend_uri,
-    include=["celery_task_app.tasks", "celery_task_app.chunk_task"],
+    include=["celery_task_app.tasks"],
 )
 
 app.conf.update(
-    # JSON only, as is Celery's default too: unpickling what comes from the wire would run it.
+    # JSON only, which is Celery's default too: unpickling a message would run code that it contains.
     accept_content=["json"],
-    # Queues: all are consumed by the article's plain worker command. A misspelt name is an error, not a new queue.
+    # Queues: the article's plain worker command consumes all of them. A misspelt name is an error, not a new queue.
     task_queues=[PREDICTIONS, BATCHES, DEAD],
     task_default_queue=PREDICTIONS.name,
     task_create_missing_queues=False,
-    # Delivery: a message is acknowledged when its predictions are stored, and comes back if its worker dies.
+    # Delivery: a message is acknowledged when its outcomes are stored, and is redelivered if its worker dies.
     task_acks_late=True,
-    task_reject_on_worker_lost=True,  # tasks.py decides otherwise, but not in a cold shutdown (SIGQUIT)
-    worker_prefetch_multiplier=2,  # a crash redelivers little, and counts a delivery for little
-    # Time: far below RabbitMQ's consumer timeout of 30 minutes.
+    task_reject_on_worker_lost=True,  # consumer/request.py decides otherwise, but not in a cold shutdown (SIGQUIT)
+    worker_prefetch_multiplier=2,  # few messages are redelivered, and counted as delivered, after a crash
+    # Our consumer: no delayed delivery, no message bodies in the log.
+    worker_consumer="celery_task_app.consumer.consumer:Consumer",
+    # Time limits of a message; RabbitMQ's own consumer timeout is 30 minutes.
     task_soft_time_limit=5,
     task_time_limit=10,
     worker_concurrency=settings.worker_concurrency,
-    # The broker goes away and comes back: reconnect for ever, at the start too.
+    # The broker may stop and start: reconnect for ever, at the start too.
+    broker_transport=_transport,
+    broker_use_ssl=_tls or False,
     broker_heartbeat=20,
     broker_connection_retry_on_startup=True,
     broker_connection_max_retries=None,
     broker_channel_error_retry=True,
     broker_transport_options={
-        "read_timeout": 5,  # s, of RabbitMQ; else whatever asks one that is frozen waits for ever
-        # Valkey and Redis: what a worker that died had taken is delivered again after about a minute. They are asked
-        # for it every 10 s times the throttle.
+        "read_timeout": 5,  # s, RabbitMQ; without it a request to a frozen broker waits for ever
+        # Valkey and Redis: messages of a dead worker are redelivered after about a minute. The worker looks for them
+        # every 10 s times the throttle.
         "visibility_timeout": 60,
         "unacked_restore_throttle": 1,
     },
-    # What Celery itself keeps in the result store: that a message's task is unknown.
+    # Celery itself stores only one kind of result here: that the task of a message is unknown.
     result_expires=settings.result_ttl_s,
-    redis_socket_timeout=2,  # s; else a frozen store is waited for two minutes, by AsyncResult(id, app=app) too
+    redis_socket_timeout=2,  # s; without it AsyncResult(id, app=app) waits two minutes for a frozen store
 )

@@ -1,4 +1,4 @@
-"""The fixtures: each test that asks for `servers` runs on the embedded Valkey and on real RabbitMQ and Redis."""
+"""Fixtures: every test with `servers` runs on the embedded Valkey, and on RabbitMQ with Redis."""
 
 import json
 import os
@@ -10,15 +10,14 @@ from typing import Any
 
 import pytest
 
-from celery_task_app import results
-from celery_task_app.settings import Settings
-from celery_task_app.worker import app
 from test_client import CUSTOMER
-from tests.processes import ROOT, Servers, Service, missing_programs, running_servers, running_service
+from tests.harness.processes import ROOT
+from tests.harness.servers import Servers, missing_programs, running_servers
+from tests.harness.service import Service, running_service
 
 
 def need(servers_name: str) -> None:
-    """Skip a test whose servers are not installed, on a laptop; fail it in CI."""
+    """Skip a test whose servers are not installed; fail it in CI, where REQUIRE_SERVICES is 1."""
     if servers_name == "rabbitmq" and (missing := missing_programs()):
         reason = f"not installed: {', '.join(missing)} (Debian packages of these names)"
         if os.environ.get("REQUIRE_SERVICES") == "1":
@@ -28,14 +27,14 @@ def need(servers_name: str) -> None:
 
 @pytest.fixture(scope="session")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Servers]]:
-    """Servers by name, each started once: RabbitMQ takes its time."""
+    """Return servers by their name; each are started once, because RabbitMQ takes seconds."""
     with ExitStack() as stack:
         yield cache(lambda name: stack.enter_context(running_servers(name, tmp_path_factory.mktemp(name))))
 
 
 @pytest.fixture(scope="module", params=["valkey", "rabbitmq"])
 def servers(request: pytest.FixtureRequest, started: Callable[[str], Servers]) -> Servers:
-    """Servers that know nothing of the modules before."""
+    """Servers without queues and keys of an earlier module."""
     need(request.param)
     running = started(request.param)
     running.clear()
@@ -47,14 +46,6 @@ def service(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """An API and a worker that the tests of a module share."""
     with running_service(servers, tmp_path_factory.mktemp("service")) as running:
         yield running
-
-
-@pytest.fixture
-def here(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> Servers:
-    """The servers, for the service's modules in this very process."""
-    monkeypatch.setattr(results, "settings", Settings(backend_uri=servers.backend_uri))
-    monkeypatch.setitem(app.conf, "broker_url", servers.broker_uri)
-    return servers
 
 
 @pytest.fixture

@@ -1,1 +1,1 @@
-"""Other ways to serve the same model over HTTP, each in its best form; installed apart: `make bench-peers`."""
+"""Other servers for the same model, each with batching; `make bench-peers` installs them in their own environment."""

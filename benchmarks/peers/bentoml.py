@@ -1,6 +1,6 @@
-"""BentoML with adaptive batching, and its task queue, which keeps what it is sent in memory or in a file of SQLite.
+"""BentoML with adaptive batching, and with its task queue: `python -m benchmarks.peers.bentoml PORT`.
 
-`python -m benchmarks.peers.bentoml PORT`
+The task queue stores its tasks in memory or in an SQLite file.
 """
 
 import sys
@@ -8,25 +8,25 @@ import sys
 import bentoml
 
 from celery_task_app.ml.model import ChurnModel
-from celery_task_app.settings import settings
+from celery_task_app.settings import Settings
 from models import Customer, Prediction
 
 
 @bentoml.service(workers=1, logging={"access": {"enabled": False}})
 class Churn:
-    """The service's own model."""
+    """A server for the service's model."""
 
     def __init__(self) -> None:
-        self.model = ChurnModel(settings.model_path)
+        self.model = ChurnModel(Settings().model_path)
 
     @bentoml.api(batchable=True, max_batch_size=64, max_latency_ms=1_000, route="/churn/batch")
     def batch(self, customers: list[Customer], /) -> list[Prediction]:
-        """Predict those that BentoML has gathered; each request is a list of one."""
+        """Predict the customers that BentoML has collected; each request is a list with one customer."""
         return self._predictions(customers)
 
     @bentoml.task(route="/churn/task")
     def task(self, customer: Customer, /) -> Prediction:
-        """Predict one, to be fetched later."""
+        """Predict one customer; the client fetches the prediction later."""
         return self._predictions([customer])[0]
 
     def _predictions(self, customers: list[Customer]) -> list[Prediction]:

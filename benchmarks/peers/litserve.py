@@ -1,4 +1,4 @@
-"""LitServe with dynamic batching: `python -m benchmarks.peers.litserve PORT`. Keeps nothing that it was sent."""
+"""LitServe with dynamic batching: `python -m benchmarks.peers.litserve PORT`. It stores nothing."""
 
 import sys
 from typing import Any
@@ -6,16 +6,16 @@ from typing import Any
 import litserve
 
 from celery_task_app.ml.model import ChurnModel
-from celery_task_app.settings import settings
+from celery_task_app.settings import Settings
 from models import Customer
 
 
 class ChurnAPI(litserve.LitAPI):
-    """The service's own model; customers that come within 2 ms of each other are predicted together."""
+    """A server for the service's model; customers that arrive within 2 ms are predicted together."""
 
     def setup(self, device: str) -> None:  # noqa: ARG002 - LitServe's signature
         """Load the model."""
-        self.model = ChurnModel(settings.model_path)
+        self.model = ChurnModel(Settings().model_path)
 
     def decode_request(self, request: Customer) -> dict[str, Any]:
         """Return the validated features."""
@@ -26,11 +26,11 @@ class ChurnAPI(litserve.LitAPI):
         return self.model.churn_probabilities(customers)
 
     def encode_response(self, output: float) -> dict[str, Any]:
-        """Answer as the service does."""
+        """Return the body of the service's response."""
         return {"task_id": "", "status": "Success", "probability": output, "model_version": self.model.version}
 
     def batch(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Leave a batch as it is: LitServe's own makes an array of it."""
+        """Return the batch unchanged; LitServe's method converts it to an array."""
         return inputs
 
 

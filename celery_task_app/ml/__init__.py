@@ -1,1 +1,1 @@
-"""The model: how it is made and how it is asked. Knows no Celery, no HTTP, no environment."""
+"""The model: training, files and predictions. It knows no Celery, no HTTP and no environment."""

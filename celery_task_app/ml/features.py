@@ -1,11 +1,12 @@
-"""The pipeline and its two steps, in a module of their own: unpickling the model must not import what trains it.
+"""The pipeline of the shipped model, and its two steps. Its training is in train.py.
 
-They are here for speed: one customer costs them 0.06 ms; a ColumnTransformer and LGBMClassifier alone cost 2.4 ms.
+Unpickling a model imports this module and nothing that only training needs. The steps exist for speed: they add 0.06 ms
+to the prediction of one customer; a ColumnTransformer and LGBMClassifier add 2.4 ms.
+
+The model file refers to the three classes by name, so renaming one needs a new model.
 """
 
-import re
 from collections.abc import Mapping, Sequence
-from itertools import chain, zip_longest
 from typing import Any, Self
 
 import numpy as np
@@ -16,20 +17,31 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.pipeline import Pipeline
 
 Matrix = NDArray[np.float64]
-COPIES, BLUR = 4, 0.01
 Columns = pd.DataFrame | Mapping[str, Any]
-"""Customers: each feature's values by its name."""
+"""Customers: feature name to the n customers' values."""
+
+COPIES = 4
+"""Number of copies of each customer that the pipeline is fitted on."""
+BLUR = 0.01
+"""Standard deviation of the noise in the copies, in standard deviations of each numeric feature."""
 
 
 class FeatureEncoder(TransformerMixin, BaseEstimator):
-    """Turn raw customers into floats: numbers as they are (trees need no scaling), categories as codes.
+    """Convert raw customers to floats: numbers stay (trees need no scaling), categories become codes.
 
-    A feature's most frequent category has code 0. One that was not seen in training gets -1, which every split of a
-    tree sends where it sends 0: an unknown category is predicted as the most frequent one.
+    A feature's most frequent category has code 0. A category that training did not see has code -1; a tree sends -1
+    and 0 to the same side of each split. So an unknown category is predicted as the most frequent one.
     """
 
     def fit(self, customers: pd.DataFrame, _churned: object = None) -> Self:
-        """Learn the features' names and order, and the categories of those that are not numbers."""
+        """Learn the names and order of the features, and the categories of each feature that is not numeric.
+
+        Args:
+            customers: n rows of raw features, one column for each feature.
+
+        Returns:
+            The encoder.
+        """
         self.feature_names_in_ = customers.columns.to_numpy(dtype=object)
         self.codes_ = {
             position: {category: code for code, category in enumerate(customers[name].value_counts().index)}
@@ -39,51 +51,81 @@ class FeatureEncoder(TransformerMixin, BaseEstimator):
         return self
 
     def transform(self, customers: Columns) -> Matrix:
-        """Return n rows of floats, one column for each feature in the order of the training data."""
-        names = self.feature_names_in_
+        """Encode customers.
+
+        Args:
+            customers: n customers; columns that training did not see are ignored.
+
+        Returns:
+            n rows of floats, with one column for each feature in the order of the training data.
+        """
+        names, codes_by_position = self.feature_names_in_, self.codes_
         matrix = np.empty((len(customers[names[0]]), len(names)))
         for position, name in enumerate(names):
-            column, codes = customers[name], self.codes_.get(position)
+            column, codes = customers[name], codes_by_position.get(position)
             matrix[:, position] = column if codes is None else [codes.get(category, -1) for category in column]
         return matrix
 
-    def blurred(self, customers: pd.DataFrame, seed: int) -> Matrix:
-        """Return `COPIES` times n rows in which each number is off by `BLUR` of its standard deviation, at random."""
+    def transform_blurred(self, customers: pd.DataFrame, seed: int) -> Matrix:
+        """Encode `COPIES` copies of the customers, and add normal noise to the numeric features of each copy.
+
+        Args:
+            customers: n rows of raw features.
+            seed: the seed of the noise.
+
+        Returns:
+            `COPIES` times n rows of floats: all customers of the first copy, then all of the second, and so on.
+        """
         matrix = self.transform(customers)
-        numbers = [position for position in range(matrix.shape[1]) if position not in self.codes_]
-        off = np.zeros((COPIES, *matrix.shape))
-        off[:, :, numbers] = np.random.default_rng(seed).normal(
-            scale=BLUR * matrix[:, numbers].std(axis=0), size=(COPIES, len(matrix), len(numbers))
+        numeric = [position for position in range(matrix.shape[1]) if position not in self.codes_]
+        noise = np.zeros((COPIES, *matrix.shape))
+        noise[:, :, numeric] = np.random.default_rng(seed).normal(
+            scale=BLUR * matrix[:, numeric].std(axis=0), size=(COPIES, len(matrix), len(numeric))
         )
-        return (matrix + off).reshape(-1, matrix.shape[1])
+        return (matrix + noise).reshape(-1, matrix.shape[1])
 
 
 class LeanLGBMClassifier(LGBMClassifier):
-    """LightGBM's classifier without the 0.35 ms that its scikit-learn layer adds to every prediction."""
+    """LightGBM's classifier without the 0.35 ms that its scikit-learn layer adds to each prediction."""
 
     def predict_proba(self, X: Matrix, *args: Any, **options: Any) -> Any:  # noqa: N803 - scikit-learn's name
-        """Return each row's two probabilities: the very bits that LGBMClassifier returns."""
+        """Return the probabilities of both classes, bit for bit as LGBMClassifier does.
+
+        Args:
+            X: n rows of floats.
+            args: further arguments of LGBMClassifier's method, which then predicts.
+            options: as `args`.
+
+        Returns:
+            An array of shape (n, 2); the second column is the probability of churn.
+        """
         if args or options:
             return super().predict_proba(X, *args, **options)
         churn = np.asarray(self.booster_.predict(X, num_threads=1))
         return np.column_stack((1.0 - churn, churn))
 
-    def average(self, others: Sequence[str]) -> None:
-        """Become one booster whose log-odds are the mean of its own and of what other trees add up to.
+    def average(self, trees: Sequence[str]) -> None:
+        """Replace the booster by one whose log-odds are the mean of the booster's and of other trees' log-odds.
 
-        It has the trees of both in turns, as many as there are, and half of each leaf.
+        The new booster contains both sets of trees alternately, with half of each leaf's output.
 
         Args:
-            others: trees in LightGBM's text format.
+            trees: the other trees in LightGBM's text format; their outputs add up to log-odds.
+
+        Raises:
+            VersionMismatch: the installed LightGBM writes another text format.
         """
-        head, own, foot = re.split(r"tree_sizes=.*\n+(?=Tree=0\n)|(?=end of trees)", self.booster_.model_to_string())
-        trees = re.split(r"(?=^Tree=)", own, flags=re.MULTILINE)[1:]  # the sizes, which are left out, are optional
-        mixed = "".join(chain.from_iterable(zip_longest(trees, others, fillvalue="")))
-        self._Booster = Booster(model_str=f"{head}\n{mixed}{foot}")
+        from celery_task_app.ml.catboost_trees import splice_trees  # noqa: PLC0415 - imports CatBoost, for training only
+
+        # LGBMClassifier has no public way to set its booster.
+        self._Booster = Booster(model_str=splice_trees(self.booster_.model_to_string(), trees))
         self.calibrate(0.5, 0.0)
 
     def calibrate(self, slope: float, intercept: float) -> None:
-        """Move the log-odds onto a line. It is done in the leaves: serving pays nothing, and contributions add up."""
+        """Replace the log-odds x by `slope` * x + `intercept`.
+
+        The outputs of the leaves change, so that a prediction takes no longer and contributions still add up.
+        """
         trees = self.booster_.dump_model()["tree_info"]
         for tree in trees:
             for leaf in range(tree["num_leaves"]):
@@ -93,32 +135,53 @@ class LeanLGBMClassifier(LGBMClassifier):
 
 
 class ChurnPipeline(Pipeline):
-    """The two steps, which take a DataFrame as every pipeline does, and leaner: a mapping of each feature's values."""
+    """FeatureEncoder and LeanLGBMClassifier. Besides a DataFrame it takes a mapping of columns, which is faster."""
 
     takes_columns = True
-    """Whether ChurnModel may save itself the making of a DataFrame."""
+    """Tells ChurnModel that the pipeline needs no DataFrame."""
 
-    def fit(self, customers: pd.DataFrame, churned: Any, *, symmetric: bool = True, **options: Any) -> Self:
-        """Fit on blurred copies of the customers, so that no split of a tree hangs on one customer's exact figures.
+    def fit(self, customers: pd.DataFrame, churned: Any, *, with_catboost: bool = True, **options: Any) -> Self:
+        """Fit on blurred copies of the customers, so that no split depends on one customer's exact values.
 
         Args:
             customers: n rows of raw features.
-            churned: n times 1 or 0.
-            symmetric: average with as many of CatBoost's trees, fitted on copies that are blurred otherwise.
-            options: of LightGBM's fit.
+            churned: n times 1 (left) or 0 (stayed).
+            with_catboost: whether to average with the same number of CatBoost's trees, fitted on other blurred copies.
+            options: further arguments of LightGBM's `fit`.
+
+        Returns:
+            The pipeline.
+
+        Raises:
+            VersionMismatch: the installed LightGBM writes a text format that CatBoost's trees cannot be added to.
         """
         encoder, classifier, copies = self[0].fit(customers), self[-1], np.tile(churned, COPIES)
-        classifier.fit(encoder.blurred(customers, 0), copies, **options)
-        if symmetric:
-            from celery_task_app.ml.symmetric import symmetric_trees  # noqa: PLC0415 - only training has CatBoost
+        classifier.fit(encoder.transform_blurred(customers, 0), copies, **options)
+        if with_catboost:
+            from celery_task_app.ml.catboost_trees import fit_catboost_trees  # noqa: PLC0415 - as in `average`
 
-            classifier.average(symmetric_trees(encoder.blurred(customers, 1), copies, classifier.n_estimators))
+            trees = fit_catboost_trees(encoder.transform_blurred(customers, 1), copies, classifier.n_estimators)
+            classifier.average(trees)
         return self
 
     def predict_proba(self, customers: Columns) -> Any:
-        """Return each customer's two probabilities."""
+        """Return the probabilities of both classes.
+
+        Args:
+            customers: n customers with raw features.
+
+        Returns:
+            An array of shape (n, 2); the second column is the probability of churn.
+        """
         return self[-1].predict_proba(self[0].transform(customers))
 
     def contributions(self, customers: Columns) -> Matrix:
-        """Return for each customer what each feature adds to the log-odds, and last what they start from (SHAP)."""
+        """Return the SHAP values of each customer's log-odds.
+
+        Args:
+            customers: n customers with raw features.
+
+        Returns:
+            n rows: one log-odds contribution for each feature, and last the base. Each row adds up to the log-odds.
+        """
         return np.asarray(self[-1].booster_.predict(self[0].transform(customers), pred_contrib=True, num_threads=1))

@@ -1,6 +1,6 @@
-"""The search for LightGBM's parameters: repeatable, and taken up again where it was stopped.
+"""The search for LightGBM's parameters: reproducible, and continued after an interruption. It trains no model.
 
-What a trial is judged by is train.py's business.
+train.py computes the loss of a trial.
 """
 
 import logging
@@ -17,46 +17,50 @@ logger = logging.getLogger(__name__)
 
 
 def open_study(study_file: Path) -> optuna.Study:
-    """Return what was tried before; a file that is not there is begun."""
+    """Open the study in a file; create the file if it does not exist."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study_file.parent.mkdir(parents=True, exist_ok=True)
     storage = JournalStorage(JournalFileBackend(str(study_file)))
     return optuna.create_study(storage=storage, study_name="churn", load_if_exists=True)
 
 
-def search(study: optuna.Study, trials: int, judge: Callable[[dict[str, Any]], tuple[int, float]]) -> dict[str, Any]:
-    """Return the parameters with the least loss.
+def search(study: optuna.Study, trials: int, evaluate: Callable[[dict[str, Any]], tuple[int, float]]) -> dict[str, Any]:
+    """Run trials until the study has enough, and return the parameters with the lowest loss.
 
-    Trials that the study has are not made again, and those that follow are the same as without a stop: each has a
-    sampler with a seed of its own.
+    Each trial has a sampler with its own seed. So an interrupted search continues with the same trials.
 
     Args:
-        study: what was tried before.
-        trials: how many there shall be, those counted.
-        judge: returns for parameters how many trees they need, and their loss.
+        study: the completed trials; they are not repeated.
+        trials: the number of trials, including the completed ones.
+        evaluate: returns the number of trees and the loss for parameters.
+
+    Returns:
+        Parameters of LightGBM, including the number of trees.
     """
 
-    def loss(trial: Trial) -> float:
+    def objective(trial: Trial) -> float:
         parameters = suggest(trial)
-        trees, loss = judge(parameters)
+        trees, loss = evaluate(parameters)
         trial.set_user_attr("parameters", parameters | {"n_estimators": trees})
         return loss
 
-    while (number := len(completed(study))) < trials:
+    while (number := len(completed_trials(study))) < trials:
         study.sampler = optuna.samplers.TPESampler(seed=number)
-        study.optimize(loss, n_trials=1)
-        last = completed(study)[-1].value
-        logger.info("trial %d of %d log_loss=%.5f best=%.5f", number + 1, trials, last, study.best_value)
+        study.optimize(objective, n_trials=1)
+        last = completed_trials(study)[-1].value
+        logger.info(
+            "trial completed number=%d of=%d log_loss=%.5f best=%.5f", number + 1, trials, last, study.best_value
+        )
     return dict(study.best_trial.user_attrs["parameters"])
 
 
-def completed(study: optuna.Study) -> list[FrozenTrial]:
-    """Return the trials that came to their end; one that was killed did not."""
+def completed_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """Return the completed trials; an interrupted trial is not completed."""
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
 
 def suggest(trial: Trial) -> dict[str, Any]:
-    """Return the parameters of a trial."""
+    """Suggest the parameters of a trial."""
     return {
         "num_leaves": trial.suggest_int("num_leaves", 8, 24, log=True),
         "colsample_bytree": trial.suggest_float("colsample_bytree", 0.4, 0.9),

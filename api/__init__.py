@@ -1,0 +1,1 @@
+"""The API process: its routes, and the services that they use. The worker never imports this package."""

@@ -1,0 +1,126 @@
+"""Waiters for completions (`Prefer: wait`): one pub/sub connection for an API process, and no polling.
+
+Pub/sub is not durable, so every (re)subscription is followed by one read of all awaited keys.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from celery_task_app.store.connection import AsyncStoreClient
+from celery_task_app.store.predictions import COMPLETIONS, AsyncPredictionStore, StoredPrediction, decode_completions
+
+logger = logging.getLogger(__name__)
+
+_RECONNECT_PAUSE_S = 0.5
+_CANCEL_AGAIN_S = 0.1
+
+Completion = asyncio.Future[StoredPrediction | None]
+"""The terminal state of an awaited prediction; None if this process stops first."""
+
+
+class CompletionListener:
+    """The waiters of one API process, and the subscription to the channel of completions.
+
+    Example:
+        with completions.subscribe(task_id) as completion:
+            await group_commit.submit(task_id, request)
+            await asyncio.wait({completion}, timeout=5)
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], AsyncStoreClient],
+        predictions: AsyncPredictionStore,
+        *,
+        max_waiters: int,
+        on_completion: Callable[[bytes], None],
+    ) -> None:
+        """Start to listen.
+
+        Args:
+            connect: returns a client of the result store for the subscription.
+            predictions: reads the awaited predictions after each (re)subscription.
+            max_waiters: most waiters at a time.
+            on_completion: is called with each message of the channel.
+        """
+        self._connect = connect
+        self._predictions = predictions
+        self._on_completion = on_completion
+        self._waiters: dict[str, list[Completion]] = {}
+        self._free = max_waiters
+        self._is_released = False
+        self._listening = asyncio.create_task(self._listen())
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more waiters are admitted."""
+        return self._is_released or self._free <= 0
+
+    @contextmanager
+    def subscribe(self, task_id: str) -> Iterator[Completion]:
+        """Register a waiter. Read the state afterwards: completions before the registration are not delivered."""
+        completion: Completion = asyncio.get_running_loop().create_future()
+        self._waiters.setdefault(task_id, []).append(completion)
+        self._free -= 1
+        try:
+            yield completion
+        finally:
+            self._free += 1
+            self._waiters[task_id].remove(completion)
+            if not self._waiters[task_id]:
+                del self._waiters[task_id]
+
+    def release(self) -> None:
+        """Resolve all waiters without a completion, and admit no more: this process stops."""
+        self._is_released = True
+        for task_id in self._waiters:
+            self._resolve(task_id, None)
+
+    async def close(self) -> None:
+        """Release all waiters, and stop to listen."""
+        self.release()
+        while not self._listening.done():  # redis-py may swallow a cancellation while it connects
+            self._listening.cancel()
+            await asyncio.wait({self._listening}, timeout=_CANCEL_AGAIN_S)
+
+    async def _listen(self) -> None:
+        is_loss_logged = False
+        while True:
+            try:
+                async with self._connect() as client, client.pubsub() as pubsub:
+                    await pubsub.subscribe(COMPLETIONS)
+                    while True:
+                        await self._handle(await pubsub.get_message(timeout=5))
+                        is_loss_logged = False
+            except Exception as error:  # noqa: BLE001 - keep the listener alive: later waiters depend on it
+                if not is_loss_logged:
+                    logger.warning("subscription to completions lost: %r", error)
+                is_loss_logged = True
+            await asyncio.sleep(_RECONNECT_PAUSE_S)
+
+    async def _handle(self, message: dict[str, Any] | None) -> None:
+        if message is None:
+            return
+        if message["type"] == "subscribe":
+            await self._read_awaited()
+        elif message["type"] == "message":
+            self._on_completion(message["data"])
+            if self._waiters:
+                for task_id, stored in decode_completions(message["data"]).items():
+                    self._resolve(task_id, stored)
+
+    async def _read_awaited(self) -> None:
+        """Resolve the waiters whose predictions ended while there was no subscription."""
+        task_ids = list(self._waiters)
+        states = await asyncio.gather(*map(self._predictions.fetch, task_ids))
+        for task_id, stored in zip(task_ids, states, strict=True):
+            if stored is not None and not stored.is_queued:
+                self._resolve(task_id, stored)
+
+    def _resolve(self, task_id: str, stored: StoredPrediction | None) -> None:
+        for completion in self._waiters.get(task_id, ()):
+            if not completion.done():
+                completion.set_result(stored)

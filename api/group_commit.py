@@ -1,0 +1,171 @@
+"""Group commit: predictions are accepted and published many at a time.
+
+One thread publishes, one message at a time; predictions that arrive meanwhile travel in the next message. The thread
+waits up to 5 ms while the previous message is not predicted; if the service is idle, it does not wait. Under load one
+publish, one confirm, one look-up and one call of the model serve many predictions.
+"""
+
+import asyncio
+import contextlib
+import logging
+import queue
+import threading
+import time
+from dataclasses import dataclass
+
+from api.backpressure import Backlog
+from celery_task_app.errors import BrokerUnavailable, Overloaded, ResultStoreUnavailable, Unavailable
+from celery_task_app.messaging.messages import PredictionMessage, PredictionRequest
+from celery_task_app.messaging.publisher import Publisher
+from celery_task_app.store.predictions import PredictionStore
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class PendingPrediction:
+    """A prediction that waits to be published.
+
+    Attributes:
+        deadline: when it expires, in seconds since the epoch.
+        accepted: done once the broker has confirmed, or with the error.
+    """
+
+    task_id: str
+    request: PredictionRequest
+    deadline: float
+    accepted: asyncio.Future[None]
+
+
+class GroupCommitter:
+    """The queue of predictions before the broker, and the thread that publishes them. One for an API process."""
+
+    def __init__(  # noqa: PLR0913 - its parts and its limits, the limits by keyword
+        self,
+        store: PredictionStore,
+        publisher: Publisher,
+        backlog: Backlog,
+        *,
+        deadline_s: int,
+        max_message_size: int,
+        max_pending: int,
+        max_delay_s: float = 0.005,
+        accept_within_s: float = 2.5,
+    ) -> None:
+        """Start the publishing thread.
+
+        Args:
+            store: gets the QUEUED markers.
+            publisher: publishes the messages; the thread is its only user, and closes it.
+            backlog: of the queue.
+            deadline_s: seconds until a prediction expires, unless its client asks for fewer.
+            max_message_size: most predictions in one message.
+            max_pending: most predictions that wait to be published.
+            max_delay_s: longest wait for the previous message to be predicted. Without this wait, Valkey gets one
+                message for each prediction.
+            accept_within_s: longest wait of a request to be accepted, even if the thread is blocked.
+        """
+        self._store = store
+        self._publisher = publisher
+        self._backlog = backlog
+        self._deadline_s = deadline_s
+        self._max_message_size = max_message_size
+        self._max_pending = max_pending
+        self._max_delay_s = max_delay_s
+        self._accept_within_s = accept_within_s
+        self._pending: queue.SimpleQueue[PendingPrediction | None] = queue.SimpleQueue()
+        self._loop = asyncio.get_running_loop()
+        self._last_id = b""  # a task id of the message that was published last
+        self._last_is_predicted = threading.Event()
+        self._last_is_predicted.set()
+        self._thread = threading.Thread(target=self._publish_groups, name="publisher", daemon=True)
+        self._thread.start()
+
+    async def submit(self, task_id: str, request: PredictionRequest, deadline_s: float | None = None) -> None:
+        """Publish one prediction; return once the broker has confirmed.
+
+        Args:
+            task_id: a new UUID.
+            request: the customer.
+            deadline_s: seconds until it expires; the service's own deadline if it is None or longer than that.
+
+        Raises:
+            Overloaded: too many predictions wait to be published or in the queue, or the queue is full.
+            Unavailable: the broker or the result store did not accept it, within 2.5 seconds.
+        """
+        self._backlog.refuse_if_full()
+        if self._pending.qsize() >= self._max_pending:
+            raise Overloaded("too many predictions wait to be published")
+        deadline = time.time() + min(deadline_s or self._deadline_s, self._deadline_s)
+        pending = PendingPrediction(task_id, request, deadline, self._loop.create_future())
+        self._pending.put(pending)
+        late = BrokerUnavailable(f"not published within {self._accept_within_s} s")
+        timer = self._loop.call_later(self._accept_within_s, _resolve, [pending], late)
+        try:
+            await pending.accepted
+        finally:
+            timer.cancel()
+
+    def on_completion(self, message: bytes) -> None:
+        """Note that predictions have ended, given a message of the channel of completions."""
+        if self._last_id in message:
+            self._last_is_predicted.set()
+
+    async def close(self) -> None:
+        """Publish all pending predictions, then stop the thread and close the connections."""
+        self._pending.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    def _publish_groups(self) -> None:
+        while group := self._next_group():
+            failure: Unavailable | None = None
+            try:
+                self._accept(group)
+            except Unavailable as error:
+                failure = error
+            except Exception:
+                logger.exception("message not published predictions=%d", len(group))
+                failure = BrokerUnavailable("not published")
+            self._loop.call_soon_threadsafe(_resolve, group, failure)
+        self._publisher.close()
+        self._store.close()
+
+    def _next_group(self) -> list[PendingPrediction]:
+        """Wait for one prediction, and take all that are pending behind it; return nothing once the service closes."""
+        group: list[PendingPrediction] = []
+        with contextlib.suppress(queue.Empty):
+            while len(group) < self._max_message_size:
+                pending = self._pending.get_nowait() if group else self._pending.get()
+                if pending is None:
+                    if group:  # publish this group first
+                        self._pending.put(None)
+                    break
+                if not group:
+                    self._last_is_predicted.wait(self._max_delay_s)
+                if not pending.accepted.done():  # else its request was answered with 503 already
+                    group.append(pending)
+        return group
+
+    def _accept(self, group: list[PendingPrediction]) -> None:
+        self._backlog.check()
+        self._store.mark_queued({pending.task_id: pending.deadline for pending in group})
+        self._last_id = group[0].task_id.encode()
+        self._last_is_predicted.clear()
+        try:
+            self._publisher.publish(PredictionMessage({pending.task_id: pending.request for pending in group}))
+        except Exception:
+            self._last_is_predicted.set()
+            with contextlib.suppress(ResultStoreUnavailable):
+                self._store.discard([pending.task_id for pending in group])
+            raise
+        self._backlog.record_published(len(group))
+
+
+def _resolve(group: list[PendingPrediction], failure: Unavailable | None) -> None:
+    for pending in group:
+        if pending.accepted.done():
+            continue
+        if failure:
+            pending.accepted.set_exception(failure)
+        else:
+            pending.accepted.set_result(None)

@@ -1,0 +1,77 @@
+"""From an exception to its response. Only RowsRefused, which has rows of a batch, is answered in api/batches.py."""
+
+import re
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.routing import compile_path
+
+from api.http.problems import MEDIA_TYPE, ProblemType, problem
+from api.http.responses import RETRY_AFTER_S
+from celery_task_app.errors import ChurnServiceError
+from models import Fault
+
+
+def add_exception_handlers(app: FastAPI) -> None:
+    """Answer every exception with a problem."""
+    handlers: dict[type[Exception], Callable[[Request, Any], Any]] = {
+        ChurnServiceError: _service_error,
+        RequestValidationError: _validation_error,
+        HTTPException: _framework_error,
+        ClientDisconnect: _client_disconnect,
+        Exception: _defect,
+    }
+    for error, handler in handlers.items():
+        app.add_exception_handler(error, handler)
+
+
+async def _service_error(_request: Request, error: ChurnServiceError) -> Response:
+    kind = ProblemType.of(error)
+    if kind is ProblemType.INTERNAL_ERROR:
+        raise error  # so that the traceback is logged
+    return problem(kind, f"{error}.", getattr(error, "retry_after_s", RETRY_AFTER_S))
+
+
+async def _validation_error(_request: Request, error: RequestValidationError) -> Response:
+    """Name every fault, but repeat no value: values are a customer's, and NaN has no form in JSON."""
+    faults = error.errors()
+    named = [
+        Fault(pointer="/".join(["#", *map(str, fault["loc"][1:])]), code=fault["type"], message=fault["msg"])
+        for fault in faults
+    ]
+    is_header = any(fault["loc"][0] == "header" for fault in faults)
+    kind = ProblemType.BAD_HEADER if is_header else ProblemType.INVALID_FEATURES
+    return problem(kind, "See errors.", errors=[fault.model_dump() for fault in named])
+
+
+async def _framework_error(request: Request, error: HTTPException) -> Response:
+    """Answer FastAPI's own refusals in the same form; the type `about:blank` means that the status says everything."""
+    title = HTTPStatus(error.status_code).phrase
+    body = {"type": "about:blank", "title": title, "status": error.status_code, "detail": error.detail}
+    headers = dict(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = ", ".join(_allowed_methods(request))
+    return JSONResponse(body, error.status_code, headers, MEDIA_TYPE)
+
+
+def _allowed_methods(request: Request) -> list[str]:
+    """Return the methods of a path, from OpenAPI; the framework names those of the first matching route only."""
+    for template, operations in request.app.openapi()["paths"].items():
+        pattern: re.Pattern[str] = compile_path(template)[0]
+        if pattern.match(request.scope["path"]):
+            return sorted(method.upper() for method in operations)
+    return ["GET", "HEAD"]  # paths that are not in OpenAPI: /docs and its assets
+
+
+async def _client_disconnect(_request: Request, _error: ClientDisconnect) -> Response:
+    return Response(status_code=HTTPStatus.BAD_REQUEST)  # for the access log: the client is gone
+
+
+async def _defect(_request: Request, _error: Exception) -> Response:
+    return problem(ProblemType.INTERNAL_ERROR, "See the log of the API.")

@@ -1,0 +1,61 @@
+"""The page /docs: Swagger UI from the package fastapi-swagger, which needs no internet access."""
+
+import hashlib
+from base64 import b64encode
+
+from fastapi import FastAPI
+from fastapi.responses import HTMLResponse
+from fastapi.staticfiles import StaticFiles
+
+# `validatorUrl: null` keeps Swagger UI from sending the document to validator.swagger.io.
+_SCRIPT = """
+SwaggerUIBundle({
+    url: 'openapi.json',
+    dom_id: '#swagger-ui',
+    layout: 'BaseLayout',
+    deepLinking: true,
+    showExtensions: true,
+    showCommonExtensions: true,
+    validatorUrl: null,
+    presets: [SwaggerUIBundle.presets.apis, SwaggerUIBundle.SwaggerUIStandalonePreset],
+})
+"""
+
+# All addresses are relative, so that a gateway may add a prefix to the paths.
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1.0">
+<title>{title}</title>
+<link rel="stylesheet" href="docs/assets/swagger-ui.css">
+<link rel="shortcut icon" href="docs/assets/favicon-32x32.png">
+</head>
+<body>
+<div id="swagger-ui"></div>
+<script src="docs/assets/swagger-ui-bundle.js"></script>
+<script>{script}</script>
+</body>
+</html>
+"""
+
+_DIGEST = b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
+_HEADERS = {
+    "Content-Security-Policy": f"default-src 'none'; script-src 'self' 'sha256-{_DIGEST}'; connect-src 'self'; "
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",  # `frame-ancestors` for old browsers
+}
+
+
+def add_docs(app: FastAPI) -> None:
+    """Serve /docs and its assets."""
+    page = _PAGE.format(title=app.title, script=_SCRIPT)
+
+    @app.api_route("/docs", methods=["GET", "HEAD"], include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(page, headers=_HEADERS)
+
+    app.mount("/docs/assets", StaticFiles(packages=[("fastapi_swagger", "resources")]))

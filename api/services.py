@@ -1,0 +1,49 @@
+"""The services that routes use, as one typed object; app.py creates it in the lifespan."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastapi import Request
+
+from api.batch_intake import BatchIntake
+from api.completion import CompletionListener
+from api.group_commit import GroupCommitter
+from api.readiness import ReadinessCheck
+from celery_task_app.store.batches import AsyncBatchStore
+from celery_task_app.store.idempotency import IdempotencyKeys
+from celery_task_app.store.predictions import AsyncPredictionStore
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The services of one API process.
+
+    Attributes:
+        model_path: the model file, whose manifest the API reads.
+        max_wait_s: longest wait of `Prefer: wait`.
+        body_max_bytes: longest body of a JSON route.
+        group_commit: publishes predictions.
+        predictions: reads predictions.
+        completions: the waiters of `Prefer: wait`.
+        idempotency_keys: the Idempotency-Keys of clients.
+        batch_intake: validates and publishes batches.
+        batches: reads batches.
+        readiness: checks whether a prediction can be computed.
+    """
+
+    model_path: Path
+    max_wait_s: int
+    body_max_bytes: int
+    group_commit: GroupCommitter
+    predictions: AsyncPredictionStore
+    completions: CompletionListener
+    idempotency_keys: IdempotencyKeys
+    batch_intake: BatchIntake
+    batches: AsyncBatchStore
+    readiness: ReadinessCheck
+
+
+def get_services(request: Request) -> Services:
+    """Return the services of the app that a request belongs to."""
+    services: Services = request.app.state.services
+    return services

@@ -1,0 +1,1 @@
+"""Commands for a person: `make run`, and the client that scores a file."""

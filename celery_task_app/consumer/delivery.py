@@ -1,0 +1,158 @@
+"""The delivery policy: what happens to a message, whether it carries predictions or a chunk of a batch.
+
+- A message is predicted, its outcomes are stored, and then it is acknowledged.
+- A redelivered message with several customers is split, so that a customer who kills the process fails alone.
+- A customer has four attempts. A dead letter has its last attempt, if one is left.
+- While the result store is away, the message is tried again for two seconds, then published anew.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from celery.exceptions import SoftTimeLimitExceeded
+
+from celery_task_app.errors import PredictionError, ResultStoreUnavailable, TooManyAttempts
+from celery_task_app.messaging.messages import Id, Message, Model, Stores
+from celery_task_app.messaging.publisher import Publisher
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+MAX_RETRIES = 3  # so each customer has four attempts
+
+# Seconds from the start of a message during which a failed call to the result store is repeated. The last call may take
+# another 2.5 s, and the soft time limit is 5 s.
+STORE_RETRY_S = 2
+_STORE_PAUSE_S = 0.1
+
+
+class DeliveryPolicy:
+    """Processes messages; the stores and the publisher are its own."""
+
+    def __init__(self, stores: Stores, publisher: Publisher) -> None:
+        self._stores = stores
+        self._publisher = publisher
+
+    def process(
+        self,
+        message: Message[Any],
+        model: Model,
+        *,
+        retries: int,
+        is_redelivered: bool,
+        is_dead_letter: bool,
+    ) -> None:
+        """Predict a message and store its outcomes, or split it.
+
+        Args:
+            message: predictions or a chunk.
+            model: predicts the customers.
+            retries: the number of attempts that its predictions have lost.
+            is_redelivered: the broker delivered it before, and got no acknowledgement.
+            is_dead_letter: it comes from the dead-letter queue.
+
+        Raises:
+            Unavailable: the broker or the result store failed; the message must go back to the queue.
+        """
+        if is_dead_letter:
+            self.split_and_requeue(message, max(retries + 1, MAX_RETRIES))
+        elif len(message.ids) > 1 and (retries or is_redelivered):
+            self.split_and_requeue(message, retries)
+        else:
+            try:
+                self._predict_and_save(message, model)
+            except ResultStoreUnavailable as error:
+                logger.warning("message goes to the end of the queue %s reason=%s", message.label, error)
+                self._publisher.publish(message, retries)
+                self._publisher.close()  # as in split_and_requeue
+
+    def split_and_requeue(self, message: Message[Any], retries: int) -> None:
+        """Publish each pending prediction in a message of its own; after four lost attempts, store a failure instead.
+
+        Args:
+            message: predictions or a chunk.
+            retries: the number of attempts that its predictions have lost, the current one included.
+
+        Raises:
+            Unavailable: the broker or the result store failed.
+        """
+        pending, outcomes = message.look_up(self._stores)
+        if retries > MAX_RETRIES:
+            logger.error("attempts exhausted %s pending=%d", message.label, len(pending))
+            outcomes, pending = {**outcomes, **dict.fromkeys(pending, attempts_exhausted(retries))}, []
+        message.save(self._stores, outcomes, None)
+        for single in message.split(pending):
+            self._publisher.publish(single, retries)
+        self._publisher.close()  # the next use may be hours away: keep no idle connection
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._publisher.close()
+        self._stores.predictions.close()
+        self._stores.batches.close()
+
+    def _predict_and_save(self, message: Message[Any], model: Model) -> None:
+        """Predict the pending customers of a message, and store all outcomes."""
+        deadline = time.monotonic() + STORE_RETRY_S
+        pending, expired = retry_until(deadline, lambda: message.look_up(self._stores))
+        outcomes = dict(expired)
+        if pending:
+            outcomes |= predict_each(lambda ids: message.predict(model, ids), pending)
+        if explained := [
+            id_ for id_ in message.explained_ids if isinstance(outcomes.get(id_), float) and model.explains
+        ]:
+            outcomes |= predict_each(lambda ids: message.explain(model, {id_: outcomes[id_] for id_ in ids}), explained)
+        retry_until(deadline, lambda: message.save(self._stores, outcomes, model.version))
+
+
+def attempts_exhausted(attempts: int) -> TooManyAttempts:
+    """Return the failure of a customer after so many lost attempts."""
+    return TooManyAttempts(f"each of {attempts} attempts lost its process or ran out of time")
+
+
+def predict_each(predict: Callable[[Sequence[Id]], Sequence[T]], ids: Sequence[Id]) -> dict[Id, T | PredictionError]:
+    """Predict all customers at once; if that fails, predict each half, and so on: a faulty customer fails alone.
+
+    Args:
+        predict: returns n results for n ids, or raises PredictionError.
+        ids: n ids.
+
+    Returns:
+        By id, the result or the error.
+
+    Raises:
+        SoftTimeLimitExceeded: the time limit of the message was reached.
+    """
+    try:
+        return dict(zip(ids, predict(ids), strict=True))
+    except PredictionError as error:
+        if isinstance(error.__cause__, SoftTimeLimitExceeded):  # reached inside the model; no customer is at fault
+            raise error.__cause__ from None
+        if (half := len(ids) // 2) > 0:
+            return predict_each(predict, ids[:half]) | predict_each(predict, ids[half:])
+        logger.warning("prediction failed id=%s error=%s", ids[0], error)
+        return {ids[0]: error}
+
+
+def retry_until(deadline: float, call: Callable[[], T]) -> T:
+    """Call the result store; repeat the call while the store is unavailable and the deadline has not passed.
+
+    Args:
+        deadline: on the clock of `time.monotonic`, in seconds.
+        call: raises ResultStoreUnavailable if the store does not answer.
+
+    Returns:
+        The result of the call.
+
+    Raises:
+        ResultStoreUnavailable: the deadline has passed.
+    """
+    while True:
+        try:
+            return call()
+        except ResultStoreUnavailable:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_STORE_PAUSE_S)

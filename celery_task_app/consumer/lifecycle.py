@@ -1,0 +1,85 @@
+"""Start and stop of a worker: the model is checked before the first message, and a stop has a deadline."""
+
+import gc
+import logging
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import billiard.pool
+
+from celery_task_app.consumer.heartbeat import WorkerHealth
+from celery_task_app.errors import ModelError
+from celery_task_app.ml.artifact import check_artifact
+
+logger = logging.getLogger(__name__)
+
+# Seconds until a worker that was told to stop exits. Celery's AMQP close handshake waits for ever on a frozen broker.
+STOP_WITHIN_S = 20
+
+
+def check_model(health: WorkerHealth, model_path: Path) -> None:
+    """Check the model file; stop the worker before it takes a message if the model cannot be used."""
+    try:
+        health.model_version = check_artifact(model_path).version
+    except ModelError as error:
+        _stop(health, error)
+
+
+def warm_up(health: WorkerHealth, load_model: Callable[[], str], check_golden_rows: Callable[[], None]) -> None:
+    """Load the model before the pool processes are forked, so that they share its memory; stop the worker if it fails.
+
+    Garbage collection would write to the shared pages, so all objects are excluded from it; `benchmarks/memory.py`
+    prints the gain. A pool process that is lost is replaced by a fork, which has the model already.
+
+    Args:
+        health: of this worker.
+        load_model: loads the model into this process, and returns its version.
+        check_golden_rows: a function of a module; it runs in a child process, because a model may start OpenMP's
+            threads to predict, and a process that is forked afterwards hangs.
+    """
+    try:
+        health.model_version = load_model()
+        with ProcessPoolExecutor(1, get_context("fork")) as child:
+            child.submit(check_golden_rows).result()
+    except ModelError as error:
+        _stop(health, error)
+    gc.collect()
+    gc.freeze()
+
+
+def _stop(health: WorkerHealth, error: ModelError) -> None:
+    health.report_model_failed(error)
+    raise SystemExit(1) from error
+
+
+def exit_in_time() -> None:
+    """Exit after `STOP_WITHIN_S` seconds, even if the broker does not answer; it redelivers unacknowledged messages."""
+
+    def exit_now() -> None:
+        logger.error("the broker did not answer within %s s of the stop: exiting without it", STOP_WITHIN_S)
+        os._exit(0)  # a stop was requested, so a supervisor shall not count it as a failure
+
+    timer = threading.Timer(STOP_WITHIN_S, exit_now)
+    timer.daemon = True
+    timer.start()
+
+
+def limit_stop_of_pool_processes() -> None:
+    """Limit a pool process's wait for a missing receipt to 1 s when the worker stops; billiard's default is 30 s.
+
+    A stop may discard a message that a pool process has begun but not reported yet; it is redelivered. The process then
+    waits 0.1 s times this constant of billiard: seen in one of ten stops under load. There is no option for it; see
+    docs/adr/0005.
+    """
+    if not hasattr(billiard.pool, "GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT"):
+        raise ImportError("billiard.pool has no GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT any more: see docs/adr/0005")
+    billiard.pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT = 10
+
+
+def keep_customers_out_of_the_log() -> None:
+    """Raise the level of Celery's pool logger: at DEBUG it logs the arguments of each task, which are customers."""
+    logging.getLogger("celery.pool").setLevel(logging.INFO)

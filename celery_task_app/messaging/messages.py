@@ -1,0 +1,340 @@
+"""The two kinds of messages in the queue. Each knows how to parse, split, look up and save itself.
+
+The delivery policy, which is the same for both, is in consumer/delivery.py.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, TypeVar, cast
+
+from kombu import Queue
+from pydantic_core import from_json, to_json
+
+from celery_task_app.errors import Expired, MalformedMessage, PredictionError
+from celery_task_app.store.batches import BatchStore
+from celery_task_app.store.predictions import ExplainedProbability, Outcome, PredictionStore
+from celery_task_app.worker import BATCHES, PREDICT_TASK, PREDICTIONS, SCORE_TASK
+
+Id = TypeVar("Id", str, int)  # a task id, or the number of a row
+Features = Mapping[str, object]
+"""A customer's features by name, as BankChurners.csv has them."""
+
+# Up to 0.1.0 a request for reasons travelled among the features. Messages of that version may still be in the queue.
+_EXPLAIN_FLAG = "?explain"
+
+
+class Stores(NamedTuple):
+    """The stores to which messages save their outcomes."""
+
+    predictions: PredictionStore
+    batches: BatchStore
+
+
+class Model(Protocol):
+    """The methods of ml.model.ChurnModel that messages call."""
+
+    version: str
+    explains: bool
+
+    def churn_probabilities(self, customers: Sequence[Features]) -> list[float]:
+        """Return the probability of churn of each customer."""
+
+    def column_probabilities(self, columns: Mapping[str, Sequence[object]]) -> list[float]:
+        """Return the probability of churn of each customer, given the values of each feature."""
+
+    def reasons(self, customers: Sequence[Features]) -> list[dict[str, Any]]:
+        """Return the reasons for the probability of each customer."""
+
+
+class Message(Protocol[Id]):
+    """The interface of a message. Its ids are task ids, or row numbers of a batch."""
+
+    task_name: ClassVar[str]
+    """The Celery task that consumes the message."""
+    queue: ClassVar[Queue]
+
+    @classmethod
+    def parse(cls, kwargs: Mapping[str, Any]) -> Self:
+        """Return the message that has these keyword arguments of its Celery task.
+
+        Raises:
+            MalformedMessage: they are not those of such a message.
+        """
+
+    def kwargs(self) -> dict[str, Any]:
+        """Return the keyword arguments for the Celery task: the inverse of `parse`."""
+
+    @property
+    def task_id(self) -> str | None:
+        """The id of the only prediction in the message, for Celery's log; else None, and the publisher makes an id."""
+
+    @property
+    def ids(self) -> Sequence[Id]:
+        """The ids of all predictions in the message."""
+
+    @property
+    def label(self) -> str:
+        """The ids for a log line, as key=value."""
+
+    def split(self, ids: Sequence[Id]) -> Iterator[Self]:
+        """Yield a message of its own for each of these ids."""
+
+    def look_up(self, stores: Stores) -> tuple[Sequence[Id], Mapping[Id, Outcome]]:
+        """Return the ids without a terminal state, and the outcomes of overdue predictions.
+
+        Raises:
+            ResultStoreUnavailable: within about two seconds.
+        """
+
+    def predict(self, model: Model, ids: Sequence[Id]) -> list[float]:
+        """Return the probabilities of churn for these ids.
+
+        Raises:
+            PredictionError: at least one of them cannot be predicted.
+        """
+
+    @property
+    def explained_ids(self) -> Sequence[Id]:
+        """The ids whose clients asked for reasons."""
+
+    def explain(self, model: Model, probabilities: Mapping[Id, float]) -> Sequence[ExplainedProbability]:
+        """Return the probabilities of some ids with their reasons.
+
+        Raises:
+            PredictionError: at least one of them cannot be explained.
+        """
+
+    def save(self, stores: Stores, outcomes: Mapping[Id, Outcome], model_version: str | None) -> None:
+        """Write the outcomes to the store; an id that has a terminal state keeps it.
+
+        Raises:
+            ResultStoreUnavailable: within about two seconds.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionRequest:
+    """One customer to be predicted.
+
+    Attributes:
+        features: the customer.
+        explain: whether the client asked for reasons.
+    """
+
+    features: Features
+    explain: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionMessage:
+    """Predictions that travel together: 1 to 256 requests by task id."""
+
+    requests: Mapping[str, PredictionRequest]
+
+    task_name: ClassVar[str] = PREDICT_TASK
+    queue: ClassVar[Queue] = PREDICTIONS
+
+    @classmethod
+    def parse(cls, kwargs: Mapping[str, Any]) -> Self:
+        """Return the message of `{"customers": {task_id: features}, "explain": [task_id, ...]}`; see Message."""
+        customers, explain = kwargs.get("customers"), kwargs.get("explain", [])
+        if not kwargs.keys() <= {"customers", "explain"} or not isinstance(customers, dict) or not customers:
+            raise MalformedMessage("it has no customers, or other arguments")
+        if not all(isinstance(features, dict) for features in customers.values()):
+            raise MalformedMessage("a customer is not an object")
+        if not isinstance(explain, list):
+            raise MalformedMessage("`explain` is not a list")
+        return cls({task_id: _parse_request(features, task_id in explain) for task_id, features in customers.items()})
+
+    def kwargs(self) -> dict[str, Any]:
+        """Return the keyword arguments for the Celery task; see Message."""
+        customers = {task_id: request.features for task_id, request in self.requests.items()}
+        return (
+            {"customers": customers, "explain": explain}
+            if (explain := self.explained_ids)
+            else {"customers": customers}
+        )
+
+    @property
+    def task_id(self) -> str | None:
+        """The task id for Celery; see Message."""
+        return next(iter(self.requests)) if len(self.requests) == 1 else None
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """The task ids."""
+        return list(self.requests)
+
+    @property
+    def label(self) -> str:
+        """The task ids for a log line."""
+        return f"task_ids={','.join(self.requests)}"
+
+    def split(self, ids: Sequence[str]) -> Iterator[Self]:
+        """Yield a message of its own for each task id."""
+        for task_id in ids:
+            yield type(self)({task_id: self.requests[task_id]})
+
+    def look_up(self, stores: Stores) -> tuple[Sequence[str], Mapping[str, Outcome]]:
+        """Return the pending task ids, and those that have expired; see Message."""
+        pending: list[str] = []
+        expired: dict[str, Outcome] = {}
+        for task_id, stored in stores.predictions.look_up(self.ids).items():
+            if stored is not None and stored.is_overdue:
+                expired[task_id] = Expired("not computed within its deadline")
+            elif stored is None or stored.is_queued:
+                pending.append(task_id)
+        return pending, expired
+
+    def predict(self, model: Model, ids: Sequence[str]) -> list[float]:
+        """Return the probabilities of churn for these task ids; see Message."""
+        return model.churn_probabilities([self.requests[task_id].features for task_id in ids])
+
+    @property
+    def explained_ids(self) -> Sequence[str]:
+        """The task ids whose clients asked for reasons."""
+        return [task_id for task_id, request in self.requests.items() if request.explain]
+
+    def explain(self, model: Model, probabilities: Mapping[str, float]) -> Sequence[ExplainedProbability]:
+        """Return the probabilities with their reasons; see Message."""
+        reasons = model.reasons([self.requests[task_id].features for task_id in probabilities])
+        return list(map(ExplainedProbability, probabilities.values(), reasons))
+
+    def save(self, stores: Stores, outcomes: Mapping[str, Outcome], model_version: str | None) -> None:
+        """Write the outcomes under their task ids; see Message."""
+        stores.predictions.finish(outcomes, model_version)
+
+
+@dataclass(frozen=True)
+class ChunkMessage:
+    """A chunk of a batch, column by column.
+
+    Attributes:
+        batch_id: the batch of the chunk.
+        chunk: the number of the chunk.
+        content: JSON text, `{"rows": [n row numbers], "customers": {feature: [n values]}}`. It stays text in the API,
+            which spools it to a file before it publishes it.
+    """
+
+    batch_id: str
+    chunk: int
+    content: str
+
+    task_name: ClassVar[str] = SCORE_TASK
+    queue: ClassVar[Queue] = BATCHES
+
+    @classmethod
+    def from_columns(cls, batch_id: str, chunk: int, rows: list[int], columns: Mapping[str, Sequence[object]]) -> Self:
+        """Return the message of n rows.
+
+        Args:
+            batch_id: the batch of the chunk.
+            chunk: the number of the chunk.
+            rows: n row numbers of the batch.
+            columns: by feature, the n values of these rows.
+        """
+        return cls(batch_id, chunk, encode_chunk(rows, columns).decode())
+
+    @classmethod
+    def parse(cls, kwargs: Mapping[str, Any]) -> Self:
+        """Return the message of `{"batch_id", "chunk", "content"}`; see Message."""
+        if kwargs.keys() != {"batch_id", "chunk", "content"}:
+            raise MalformedMessage("it needs batch_id, chunk and content")
+        if not isinstance(kwargs["batch_id"], str) or not isinstance(kwargs["chunk"], int):
+            raise MalformedMessage("batch_id is not a string, or chunk is not a number")
+        message = cls(**kwargs)
+        try:
+            rows, columns = message.rows, list(message.columns.values())
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise MalformedMessage("its content is not a chunk") from error
+        if not isinstance(rows, list) or not rows or not all(isinstance(row, int) for row in rows):
+            raise MalformedMessage("its rows are not a list of numbers")
+        if not columns or not all(isinstance(values, list) and len(values) == len(rows) for values in columns):
+            raise MalformedMessage("a column is not a list with one value for each row")
+        return message
+
+    def kwargs(self) -> dict[str, Any]:
+        """Return the keyword arguments for the Celery task; see Message."""
+        return {"batch_id": self.batch_id, "chunk": self.chunk, "content": self.content}
+
+    @property
+    def rows(self) -> list[int]:
+        """The n row numbers."""
+        rows: list[int] = self._decoded["rows"]
+        return rows
+
+    @property
+    def columns(self) -> dict[str, list[object]]:
+        """By feature, the n values of the rows."""
+        columns: dict[str, list[object]] = self._decoded["customers"]
+        return columns
+
+    @property
+    def task_id(self) -> None:
+        """A chunk has no task id."""
+
+    @property
+    def ids(self) -> Sequence[int]:
+        """The row numbers."""
+        return self.rows
+
+    @property
+    def label(self) -> str:
+        """The batch and the chunk for a log line."""
+        return f"batch_id={self.batch_id} chunk={self.chunk}"
+
+    def split(self, ids: Sequence[int]) -> Iterator[Self]:
+        """Yield a message of its own for each row."""
+        for row in ids:
+            yield self.from_columns(self.batch_id, self.chunk, [row], self._columns_of([row]))
+
+    def look_up(self, stores: Stores) -> tuple[Sequence[int], Mapping[int, Outcome]]:
+        """Return the pending rows; a row has no deadline. See Message."""
+        pending = stores.batches.pending(self.batch_id, self.chunk, self.rows)
+        return (self.rows if len(pending) == len(self.rows) else sorted(pending)), {}
+
+    def predict(self, model: Model, ids: Sequence[int]) -> list[float]:
+        """Return the probabilities of churn for these rows; see Message."""
+        return model.column_probabilities(self._columns_of(ids))
+
+    @property
+    def explained_ids(self) -> Sequence[int]:
+        """Rows of a batch have no reasons."""
+        return ()
+
+    def explain(self, model: Model, probabilities: Mapping[int, float]) -> Sequence[ExplainedProbability]:  # noqa: ARG002
+        """Return nothing: rows of a batch have no reasons."""
+        return []
+
+    def save(self, stores: Stores, outcomes: Mapping[int, Outcome], model_version: str | None) -> None:
+        """Write the outcomes of rows of the chunk; see Message."""
+        rows = cast("Mapping[int, float | PredictionError]", outcomes)  # rows neither expire nor have reasons
+        stores.batches.finish(self.batch_id, self.chunk, rows, model_version)
+
+    @cached_property
+    def _decoded(self) -> dict[str, Any]:
+        decoded: dict[str, Any] = from_json(self.content)
+        return decoded
+
+    @cached_property
+    def _places(self) -> dict[int, int]:
+        return {row: place for place, row in enumerate(self.rows)}
+
+    def _columns_of(self, rows: Sequence[int]) -> dict[str, list[object]]:
+        """Return the values of some rows only."""
+        if len(rows) == len(self.rows):
+            return self.columns
+        places = [self._places[row] for row in rows]
+        return {name: [values[place] for place in places] for name, values in self.columns.items()}
+
+
+def _parse_request(features: Features, explain: bool) -> PredictionRequest:
+    if _EXPLAIN_FLAG not in features:
+        return PredictionRequest(features, explain)
+    return PredictionRequest({name: value for name, value in features.items() if name != _EXPLAIN_FLAG}, explain=True)
+
+
+def encode_chunk(rows: list[int], columns: Mapping[str, Sequence[object]]) -> bytes:
+    """Return the content of a ChunkMessage: n row numbers, and by feature the n values of these rows."""
+    return to_json({"rows": rows, "customers": columns})

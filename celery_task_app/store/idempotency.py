@@ -1,0 +1,86 @@
+"""Idempotency-Key: the same key with the same body stands for one prediction, across all API processes.
+
+A key is claimed before its prediction is submitted, and bound to the task id once the prediction is accepted. A claim
+has a TTL of seconds, so a key whose API process died in between becomes free.
+"""
+
+import asyncio
+import hashlib
+import json
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import cast
+
+from celery_task_app.errors import KeyInUse, KeyReused, ResultStoreUnavailable
+from celery_task_app.store.connection import AsyncStoreClient, load_script, store_errors
+
+_KEY = "churn:idempotency:{}"
+_CLAIM_TTL_S = 5  # longer than a submission takes, which is at most 2.5
+_WAIT_AT_MOST_S = 2.5
+_POLL_S = 0.05
+
+
+class IdempotencyKeys:
+    """The Idempotency-Keys of the clients, kept in the result store."""
+
+    def __init__(self, client: AsyncStoreClient, ttl_s: int) -> None:
+        """Keep the binding of a key to its task id for `ttl_s` seconds."""
+        self._client = client
+        self._ttl_s = ttl_s
+        self._settle_claim = client.register_script(load_script("settle_claim"))
+
+    async def accept_once(self, key: str, body: bytes, task_id: str, submit: Callable[[str], Awaitable[None]]) -> str:
+        """Submit a prediction, or return the task id with which this key and body were accepted before.
+
+        Args:
+            key: the client's key; at most 255 characters.
+            body: the content that the key stands for.
+            task_id: the id of the prediction, if this is the first request with the key.
+            submit: returns once the prediction with that task id is accepted.
+
+        Raises:
+            KeyReused: the key was sent before with another body.
+            KeyInUse: another request with this key is still being accepted after 2.5 seconds.
+            ResultStoreUnavailable: within 2.5 seconds.
+            Unavailable: `submit` raised it; the key is free again.
+        """
+        name = _KEY.format(hashlib.sha256(key.encode()).hexdigest())
+        fingerprint = hashlib.sha256(body).hexdigest()
+        claim, accepted = (
+            json.dumps({"body": fingerprint, "task_id": task_id, "accepted": is_accepted})
+            for is_accepted in (False, True)
+        )
+        deadline = time.monotonic() + _WAIT_AT_MOST_S
+        while (holder := await self._claim(name, claim)) is not None:
+            if holder["body"] != fingerprint:
+                raise KeyReused("this key was sent with another body")
+            if holder["accepted"]:
+                return str(holder["task_id"])
+            if time.monotonic() > deadline:
+                raise KeyInUse("another request with this key is still being accepted")
+            await asyncio.sleep(_POLL_S)
+        try:
+            await submit(task_id)
+        except BaseException:
+            with suppress(ResultStoreUnavailable):  # then the TTL of the claim frees the key
+                await self._settle(name, claim, "")
+            raise
+        await self._settle(name, claim, accepted)
+        return task_id
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def _claim(self, name: str, claim: str) -> dict[str, object] | None:
+        """Claim the key; return the claim of another request that holds it."""
+        with store_errors():
+            async with asyncio.timeout(_WAIT_AT_MOST_S):
+                holder = await self._client.set(name, claim, nx=True, get=True, ex=_CLAIM_TTL_S)
+        return None if holder is None else json.loads(cast("bytes", holder))
+
+    async def _settle(self, name: str, claim: str, accepted: str) -> None:
+        with store_errors():
+            async with asyncio.timeout(_WAIT_AT_MOST_S):
+                await self._settle_claim(keys=[name], args=[claim, accepted, self._ttl_s])

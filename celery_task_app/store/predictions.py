@@ -1,0 +1,252 @@
+"""Predictions in the result store: their states, who may change them, and how they are read.
+
+A prediction is stored under Celery's own key and in Celery's own form, so `AsyncResult(id, app=app)` reads it too.
+"""
+
+import asyncio
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, cast
+
+from celery_task_app.errors import Deleted, Expired, PredictionError, Withdrawn
+from celery_task_app.store.celery_meta import encode_error, encode_meta, key_of
+from celery_task_app.store.connection import AsyncStoreClient, StoreClient, load_script, store_errors
+
+COMPLETIONS = "churn:ended"
+"""The channel to which every API process listens; `finish` publishes the terminal states there, as one JSON array."""
+
+_READ_WITHIN_S = 2.5
+_QUEUED_PREFIX = b'{"status": "QUEUED"'  # the first bytes of a QUEUED marker, as `encode_meta` writes it
+
+
+class State(StrEnum):
+    """The state of a prediction, in Celery's words; all but QUEUED are terminal."""
+
+    QUEUED = "QUEUED"  # the message was published, or is about to be
+    SUCCESS = "SUCCESS"  # the probability is stored
+    FAILURE = "FAILURE"  # the customer cannot be predicted
+    REVOKED = "REVOKED"  # deleted, or expired
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPrediction:
+    """The state of one task id in the result store.
+
+    Attributes:
+        state: QUEUED or a terminal state.
+        probability: of churn, in [0, 1]; only for SUCCESS.
+        model_version: of the model that computed the probability; only for SUCCESS.
+        reasons: contributions of the features in log-odds, if the client asked for them; only for SUCCESS.
+        error: class name of the error; only for FAILURE (a PredictionError) and REVOKED (a Withdrawn).
+        deadline: when the prediction expires, in seconds since the epoch; only for QUEUED.
+    """
+
+    state: State
+    probability: float | None = None
+    model_version: str | None = None
+    reasons: Mapping[str, Any] | None = None
+    error: str | None = None
+    deadline: float = math.inf
+
+    @property
+    def is_queued(self) -> bool:
+        """Whether no terminal state is stored; the deadline may have passed."""
+        return self.state is State.QUEUED
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether no terminal state is stored and the deadline has passed."""
+        return self.deadline < time.time()
+
+
+QUEUED = StoredPrediction(State.QUEUED)
+"""The state of a prediction that was accepted just now."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainedProbability:
+    """A probability of churn in [0, 1], with the reasons that the model gives for it."""
+
+    probability: float
+    reasons: Mapping[str, Any]
+
+
+Outcome = float | ExplainedProbability | PredictionError | Withdrawn
+"""The end of a prediction: its probability of churn in [0, 1], or the error that took its place."""
+
+
+class PredictionStore:
+    """The blocking side: the publisher marks ids as queued, the worker writes terminal states.
+
+    Every method raises ResultStoreUnavailable within about two seconds if the store does not answer or refuses.
+    """
+
+    def __init__(self, client: StoreClient, result_ttl_s: int) -> None:
+        self._client = client
+        self._result_ttl_s = result_ttl_s
+        self._mark_queued = client.register_script(load_script("mark_queued"))
+        self._finish = client.register_script(load_script("finish"))
+
+    def mark_queued(self, deadlines: Mapping[str, float]) -> None:
+        """Write the QUEUED markers of new ids, in one round trip; an id that has a state keeps it.
+
+        Args:
+            deadlines: by task id, when the prediction expires, in seconds since the epoch.
+        """
+        ttls_and_markers: list[int | str] = []
+        for task_id, deadline in deadlines.items():
+            ttls_and_markers += (
+                math.ceil(deadline - time.time()) + self._result_ttl_s,
+                encode_meta(task_id, State.QUEUED, None, date_done=None, deadline=deadline),
+            )
+        with store_errors():
+            self._mark_queued(list(map(key_of, deadlines)), ttls_and_markers)
+
+    def discard(self, task_ids: Sequence[str]) -> None:
+        """Remove the markers of ids whose predictions were not accepted."""
+        with store_errors():
+            self._client.unlink(*map(key_of, task_ids))
+
+    def look_up(self, task_ids: Sequence[str]) -> dict[str, StoredPrediction | None]:
+        """Return the state of each id, in one round trip.
+
+        Returns:
+            By task id, its state; None if nothing is stored: the store may have lost the marker, and the prediction
+            must be computed all the same.
+        """
+        with store_errors():
+            values = cast("list[bytes | None]", self._client.mget(list(map(key_of, task_ids))))
+        return dict(zip(task_ids, map(_decode, values), strict=True))
+
+    def finish(self, outcomes: Mapping[str, Outcome], model_version: str | None = None) -> int:
+        """Write how predictions ended, and publish their completions, in one round trip.
+
+        Args:
+            outcomes: by task id, its end. An id that has a terminal state keeps it.
+            model_version: of the model that computed the probabilities.
+
+        Returns:
+            The number of terminal states that were written.
+        """
+        if not outcomes:
+            return 0
+        with store_errors():
+            return cast("int", self._finish(*_finish_arguments(outcomes, model_version, self._result_ttl_s)))
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+
+class AsyncPredictionStore:
+    """The asyncio side, for the API: reads that arrive while one MGET is in flight share the next one."""
+
+    def __init__(self, client: AsyncStoreClient, result_ttl_s: int) -> None:
+        self._client = client
+        self._result_ttl_s = result_ttl_s
+        self._finish = client.register_script(load_script("finish"))
+        self._requested: dict[str, asyncio.Future[bytes | None]] = {}
+        self._reading: asyncio.Task[None] | None = None
+
+    async def fetch(self, task_id: str) -> StoredPrediction | None:
+        """Return the state of a task id; write that it expired if its deadline has passed.
+
+        Returns:
+            The state; None if the id was never issued or its TTL has ended.
+
+        Raises:
+            ResultStoreUnavailable: within 2.5 seconds.
+        """
+        if (answer := self._requested.get(task_id)) is None:
+            answer = self._requested[task_id] = asyncio.get_running_loop().create_future()
+            if self._reading is None:
+                self._reading = asyncio.create_task(self._read_requested())
+        with store_errors():
+            async with asyncio.timeout(_READ_WITHIN_S):
+                value = await asyncio.shield(answer)
+        stored = _decode(value)
+        if stored is not None and stored.is_overdue:
+            await self._write(task_id, Expired("not computed within its deadline"))
+            return await self.fetch(task_id)  # a result may have been written first
+        return stored
+
+    async def delete(self, task_id: str) -> bool:
+        """Write that a prediction is deleted, whether it was computed or not.
+
+        Returns:
+            Whether the id had a state.
+
+        Raises:
+            ResultStoreUnavailable: within 2.5 seconds.
+        """
+        return await self._write(task_id, Deleted("deleted by the client")) > 0
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def _write(self, task_id: str, outcome: Withdrawn) -> int:
+        with store_errors():
+            async with asyncio.timeout(_READ_WITHIN_S):
+                return cast("int", await self._finish(*_finish_arguments({task_id: outcome}, None, self._result_ttl_s)))
+
+    async def _read_requested(self) -> None:
+        while self._requested:
+            requested, self._requested = self._requested, {}
+            try:
+                values = cast("list[bytes | None]", await self._client.mget(list(map(key_of, requested))))
+            except Exception as error:  # noqa: BLE001 - each caller gets it; the next MGET may succeed
+                for answer in requested.values():
+                    answer.set_exception(error)
+                    answer.exception()  # mark it as retrieved: the caller may have been cancelled
+            else:
+                for answer, value in zip(requested.values(), values, strict=True):
+                    answer.set_result(value)
+        self._reading = None
+
+
+def decode_completions(message: bytes) -> dict[str, StoredPrediction]:
+    """Return the terminal states of a message on the channel COMPLETIONS, by task id."""
+    return {meta["task_id"]: _from_meta(meta) for meta in json.loads(message)}
+
+
+def _finish_arguments(
+    outcomes: Mapping[str, Outcome], model_version: str | None, ttl_s: int
+) -> tuple[list[str], list[bytes | str | int]]:
+    """Return KEYS and ARGV of scripts/finish.lua, which is the one way in which a prediction ends.
+
+    A deletion replaces any state; all other outcomes are written only where nothing or a QUEUED marker is stored.
+    """
+    is_deletion = all(isinstance(outcome, Deleted) for outcome in outcomes.values())
+    now = datetime.now(UTC).isoformat()
+    states = [_encode_outcome(task_id, outcome, model_version, now) for task_id, outcome in outcomes.items()]
+    return [*map(key_of, outcomes)], [COMPLETIONS, ttl_s, b"" if is_deletion else _QUEUED_PREFIX, *states]
+
+
+def _encode_outcome(task_id: str, outcome: Outcome, model_version: str | None, date_done: str) -> str:
+    if isinstance(outcome, Exception):
+        state = State.REVOKED if isinstance(outcome, Withdrawn) else State.FAILURE
+        return encode_meta(task_id, state, encode_error(outcome), date_done)
+    if isinstance(outcome, ExplainedProbability):
+        more = {"model_version": model_version, "reasons": outcome.reasons}
+        return encode_meta(task_id, State.SUCCESS, outcome.probability, date_done, **more)
+    return encode_meta(task_id, State.SUCCESS, outcome, date_done, model_version=model_version)
+
+
+def _decode(value: bytes | None) -> StoredPrediction | None:
+    return None if value is None else _from_meta(json.loads(value))
+
+
+def _from_meta(meta: Mapping[str, Any]) -> StoredPrediction:
+    match State(meta["status"]):
+        case State.QUEUED:
+            return StoredPrediction(State.QUEUED, deadline=meta["deadline"])
+        case State.SUCCESS:
+            return StoredPrediction(State.SUCCESS, meta["result"], meta["model_version"], meta.get("reasons"))
+        case ended:
+            return StoredPrediction(ended, error=meta["result"]["exc_type"])

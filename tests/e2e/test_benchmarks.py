@@ -1,0 +1,37 @@
+"""The benchmarks run, briefly and on the embedded Valkey. No test asserts a time."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.harness.processes import ROOT
+
+
+def run(module: str, *options: str) -> str:
+    command = [sys.executable, "-m", f"benchmarks.{module}", "--servers", "valkey", *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_comparison_measures_every_subject_and_writes_its_figures(tmp_path: Path) -> None:
+    options = ("--rounds", "1", "--seconds", "0.5", "--clients", "4", "--out", str(tmp_path / "bench"))
+    output = run("compare", *options)
+    figures = json.loads((tmp_path / "bench.json").read_text())["figures"]
+    names = {"this service, waiting", "this service, polling", "synchronous", "ceiling"}
+    assert {one["subject"] for one in figures} == names
+    assert all(one["predictions_per_s"] > 0 and one["pss_mb"]["API"] > 0 for one in figures)
+    assert all(name in output for name in names)
+    assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_thousand_predictions_leave_only_results_in_the_store() -> None:
+    # A process still grows in its first 1,000 predictions; the full benchmark runs 100,000.
+    output = run("endurance", "--predictions", "1000", "--clients", "8", "--growth", "2")
+    assert "left in the result store beside the results: nothing" in output
+
+
+def test_each_stage_has_a_row() -> None:
+    output = run("stages", "--clients", "4", "--seconds", "1")
+    assert len([line for line in output.splitlines() if line.startswith("| ")]) == 15

@@ -1,0 +1,177 @@
+"""Long polling: with `Prefer: wait=N` a response comes at the completion, and no waiter stays behind."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from celery_task_app.store.predictions import COMPLETIONS
+from tests.conftest import need
+from tests.harness.processes import until
+from tests.harness.servers import redis_answers, running_servers
+from tests.harness.service import Service, running_api, running_service
+
+Customer = dict[str, Any]
+WAIT = "wait=20"
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(64) as pool:
+        yield pool
+
+
+@contextmanager
+def waiter(service: Service, task_id: str) -> Iterator[HTTPConnection]:
+    """Send a request that the API holds; the API has read it, because it has answered a later request."""
+    with closing(HTTPConnection(urlsplit(service.url).netloc, timeout=30)) as client:
+        client.request("GET", f"/churn/result/{task_id}", headers={"Prefer": WAIT})
+        assert service.result(task_id).status_code == 202
+        yield client
+
+
+def test_a_post_with_wait_returns_the_prediction(service: Service, customer: Customer) -> None:
+    response = service.post(customer, Prefer=WAIT)
+    assert response.status_code == 200
+    assert response.headers["preference-applied"] == WAIT
+    assert response.headers["vary"] == "Prefer"
+    assert response.json() == service.result(response.json()["task_id"]).json()
+
+
+def test_a_get_with_wait_returns_at_the_completion(service: Service, customer: Customer) -> None:
+    with ExitStack() as stack:
+        with service.worker.paused():
+            client = stack.enter_context(waiter(service, service.predict(customer)))
+        response = client.getresponse()
+    assert (response.status, response.headers["preference-applied"]) == (200, WAIT)
+
+
+def test_a_terminal_state_is_returned_at_once_without_preference_applied(service: Service, customer: Customer) -> None:
+    task_id = service.predict(customer)
+    service.ended(task_id)
+    response = service.result(task_id, Prefer=WAIT)
+    assert response.status_code == 200
+    assert "preference-applied" not in response.headers
+
+
+def test_a_wait_without_a_completion_is_202(service: Service, customer: Customer) -> None:
+    with service.worker.paused():
+        started = time.monotonic()
+        response = service.post(customer, Prefer="wait=1")
+        assert 1 <= time.monotonic() - started < 15
+    assert (response.status_code, response.headers["preference-applied"]) == (202, "wait=1")
+    assert service.result(response.json()["task_id"], Prefer=WAIT).status_code == 200
+
+
+def test_an_unknown_task_id_is_404_at_once(service: Service) -> None:
+    started = time.monotonic()
+    assert service.result("00000000-0000-4000-8000-000000000000", Prefer=WAIT).status_code == 404
+    assert time.monotonic() - started < 15
+
+
+def test_many_waiters_of_one_prediction_and_of_many_are_all_answered(service: Service, customer: Customer) -> None:
+    with ExitStack() as stack:
+        with service.worker.paused():
+            ids = [service.predict(customer) for _ in range(20)]
+            waiters = [stack.enter_context(waiter(service, task_id)) for task_id in [*ids, *ids[:1] * 20]]
+        answers = [client.getresponse() for client in waiters]
+    assert {(answer.status, answer.headers["preference-applied"]) for answer in answers} == {(200, WAIT)}
+
+
+def test_a_prediction_of_another_api_process_can_be_awaited(
+    service: Service, customer: Customer, tmp_path: Path
+) -> None:
+    with running_api(service.servers, tmp_path) as other, ExitStack() as stack:
+        with service.worker.paused():
+            client = stack.enter_context(waiter(other, service.predict(customer)))
+        response = client.getresponse()
+    assert (response.status, response.headers["preference-applied"]) == (200, WAIT)
+
+
+def test_an_api_process_subscribes_to_one_channel_for_all_waiters(
+    service: Service, customer: Customer, pool: ThreadPoolExecutor
+) -> None:
+    answers = list(pool.map(lambda _: service.post(customer, Prefer=WAIT), range(50)))
+    assert {answer.status_code for answer in answers} == {200}
+    with service.servers.redis() as client:
+        assert client.pubsub_channels("celery-task-meta-*") == []
+        assert client.pubsub_numsub(COMPLETIONS) == [(COMPLETIONS.encode(), 1)]
+
+
+def test_a_waiter_of_a_deleted_prediction_is_410(service: Service, customer: Customer) -> None:
+    with service.worker.paused():
+        task_id = service.predict(customer)
+        with waiter(service, task_id) as client:
+            assert service.delete(task_id).status_code == 204
+            assert client.getresponse().status == 410
+
+
+@pytest.fixture(params=["valkey", "rabbitmq"])
+def fragile(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Service]:
+    """A service with two waiters at most on servers of its own, because the test breaks them."""
+    need(request.param)
+    with (
+        running_servers(request.param, tmp_path) as own,
+        running_service(own, tmp_path, MAX_WAITERS="2") as running,
+    ):
+        yield running
+
+
+def test_waiters_survive_a_restart_of_the_result_store_and_end_with_their_connections(
+    fragile: Service, customer: Customer
+) -> None:
+    with ExitStack() as stack:
+        with fragile.worker.paused():
+            # Two waiters are the most; a third request is answered at once.
+            ids = [fragile.predict(customer) for _ in range(2)]
+            waiters = [stack.enter_context(waiter(fragile, task_id)) for task_id in ids]
+            response = fragile.result(ids[0], Prefer=WAIT)
+            assert response.status_code == 202
+            assert "preference-applied" not in response.headers
+
+            store = fragile.servers.store
+            store.kill()
+            store.start()
+            until(lambda: redis_answers(urlsplit(fragile.servers.backend_uri).port))
+        assert {client.getresponse().status for client in waiters} == {200}
+
+    with ExitStack() as stack:
+        with fragile.worker.paused():
+            # A waiter ends when its client disconnects.
+            task_id = until(lambda: task_id_if_accepted(fragile, customer))
+            for _ in range(2):
+                with waiter(fragile, task_id):
+                    pass
+            until(lambda: "preference-applied" in fragile.result(task_id, Prefer="wait=1").headers)
+
+            # An API that stops answers its waiters at once.
+            client = stack.enter_context(waiter(fragile, task_id))
+            started = time.monotonic()
+            fragile.api.stop()
+            assert time.monotonic() - started < 15
+        assert client.getresponse().status == 202
+
+
+def test_a_waiting_post_returns_its_task_id_if_the_result_store_goes_away(
+    fragile: Service, customer: Customer, pool: ThreadPoolExecutor
+) -> None:
+    with fragile.worker.paused():
+        waiting = pool.submit(fragile.post, customer, Prefer="wait=5")
+        with fragile.servers.redis() as client:
+            until(lambda: client.keys("celery-task-meta-*"))
+        until(lambda: not fragile.servers.is_empty())
+        with fragile.servers.store.paused():
+            answer = waiting.result(timeout=20)
+    assert answer.status_code == 202, answer.text
+    assert fragile.ended(answer.json()["task_id"]).status_code == 200
+
+
+def task_id_if_accepted(service: Service, customer: Customer) -> str:
+    """Return the task id of a customer, or nothing while the servers restart."""
+    return str(service.post(customer).json().get("task_id", ""))

@@ -1,0 +1,102 @@
+"""test_client.py against a stub: its messages for failures that the real service does not show on demand."""
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from tests.harness.processes import ROOT, free_port
+
+CLIENT = ROOT / "test_client.py"
+PROCESSING = json.dumps({"task_id": "some-id", "status": "Processing"})
+
+
+class Stub(ThreadingHTTPServer):
+    """A server with one response for every request, and a count of the requests."""
+
+    status: int
+    body: str
+    requests = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Answer(BaseHTTPRequestHandler):
+    server: Stub
+
+    def do_GET(self) -> None:
+        self.server.requests += 1
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_response(self.server.status)
+        self.end_headers()
+        self.wfile.write(self.server.body.encode())
+
+    do_POST = do_GET  # noqa: N815 - the name that http.server calls
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def stub() -> Iterator[Stub]:
+    with Stub(("127.0.0.1", 0), Answer) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def complaint(url: str, *options: str) -> str:
+    """Run the client isolated from this repository; return its standard error."""
+    run = subprocess.run(
+        [sys.executable, "-I", CLIENT, "--url", url, *options], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert run.returncode == 1
+    assert run.stdout == ""
+    assert "Traceback" not in run.stderr
+    return run.stderr
+
+
+def test_a_closed_port_is_named() -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    assert complaint(url).startswith(f"No answer from {url}: ")
+
+
+@pytest.mark.parametrize("status", [422, 503])
+def test_a_problem_is_shown_with_its_title_and_detail(stub: Stub, status: int) -> None:
+    stub.status, stub.body = status, json.dumps({"title": "Some title", "status": status, "detail": "Some detail."})
+    assert complaint(stub.url) == f"{stub.url}/churn/predict answered {status}, Some title: Some detail.\n"
+
+
+def test_each_fault_of_the_customer_is_shown(stub: Stub) -> None:
+    faults = [{"pointer": "#/Gender", "message": "should be 'F' or 'M'"}, {"pointer": "#/Age", "message": "not known"}]
+    stub.status, stub.body = 422, json.dumps({"title": "Invalid features", "detail": "See errors.", "errors": faults})
+    _, *named = complaint(stub.url).splitlines()
+    assert named == ["  #/Gender: should be 'F' or 'M'", "  #/Age: not known"]
+
+
+def test_an_unfinished_prediction_is_shown_with_its_url(stub: Stub) -> None:
+    stub.status, stub.body = 202, PROCESSING
+    message = complaint(stub.url, "--interval", "0.01", "--attempts", "3")
+    assert message == f"Not finished after 3 attempts; ask again at {stub.url}/churn/result/some-id\n"
+    assert stub.requests == 1 + 3
+
+
+@pytest.mark.parametrize("status", [200, 502])
+def test_a_response_that_is_not_json_is_shown(stub: Stub, status: int) -> None:
+    stub.status, stub.body = status, "<html>\nBad gateway"
+    message = complaint(stub.url)
+    assert message == f"{stub.url}/churn/predict answered {status} and no JSON: '<html>\\nBad gateway'\n"
+
+
+@pytest.mark.parametrize("body", ["{}", "[]", '"yes"'])
+def test_another_service_is_named_as_such(stub: Stub, body: str) -> None:
+    stub.status, stub.body = 200, body
+    assert complaint(stub.url).startswith(f"{stub.url} is not the churn service: ")

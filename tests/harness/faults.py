@@ -1,0 +1,256 @@
+"""The table of faults: each one breaks a service under load, and repairs it.
+
+tests/e2e/test_faults.py injects each fault briefly. `make faults` injects each one for longer, and `make soak` injects
+them at random on one service (benchmarks/faults.py).
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psutil
+import redis
+
+from celery_task_app.worker import PREDICT_TASK, PREDICTIONS, app
+from tests.harness import marked_model
+from tests.harness.ledger import Ledger
+from tests.harness.processes import Process, free_port, until
+from tests.harness.servers import running_servers
+from tests.harness.service import Service, running_service
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One way to break the service.
+
+    Attributes:
+        name: as reports and tests show it.
+        inject: causes the fault, and repairs it on exit.
+        lasts_s: seconds that it lasts in the report.
+        refuses: the service accepts nothing while it lasts.
+        not_on_valkey: the reason if Valkey cannot have it.
+    """
+
+    name: str
+    inject: Callable[[Ledger], AbstractContextManager[None]]
+    lasts_s: float = 0
+    refuses: bool = False
+    not_on_valkey: str = ""
+
+    def is_possible(self, servers_name: str) -> bool:
+        return not (servers_name == "valkey" and self.not_on_valkey)
+
+
+def strike(fault: Fault, ledger: Ledger, lasts_s: float = 0) -> None:
+    """Inject a fault into a service under load, and wait until the service accepts predictions again."""
+    # Load for 2 s at least: RabbitMQ 3.10 never finds a leader for a queue that is lost just after its declaration.
+    ledger.wait_for_more(ledger.accepted, round(2 * ledger.per_second))
+    with fault.inject(ledger):
+        ends = time.monotonic() + lasts_s
+        if fault.refuses:
+            ledger.wait_for_more(ledger.refusals, 1)
+        until(lambda: time.monotonic() > ends, within_s=lasts_s + 1)
+    ledger.wait_for_more(ledger.accepted, 20)
+
+
+@contextmanager
+def marked_service(servers_name: str, folder: Path, celery_app: str = "celery_task_app.worker") -> Iterator[Service]:
+    """Run a service with the marked model on servers of its own, because a fault breaks them."""
+    path = str(marked_model.save(folder))
+    with (
+        running_servers(servers_name, folder) as servers,
+        running_service(servers, folder, celery_app, MODEL_PATH=path) as service,
+    ):
+        yield service
+
+
+def restart(process: Process) -> None:
+    process.kill()
+    process.start()
+
+
+def keep_busy(ledger: Ledger) -> None:
+    """Let a pool process predict two customers for a second each, and let others wait behind them."""
+    ledger.ages.extend([marked_model.LINGERS] * 2)
+    until(lambda: not ledger.ages)
+    ledger.wait_for_more(ledger.accepted, 5)
+
+
+@contextmanager
+def processes_killed(ledger: Ledger) -> Iterator[None]:
+    keep_busy(ledger)
+    for child in psutil.Process(ledger.service.worker.pid).children():
+        child.kill()
+    yield
+
+
+@contextmanager
+def worker_killed(ledger: Ledger) -> Iterator[None]:
+    keep_busy(ledger)
+    restart(ledger.service.worker)
+    yield
+
+
+@contextmanager
+def worker_replaced(ledger: Ledger) -> Iterator[None]:
+    assert ledger.service.worker.stop() == 0
+    ledger.service.worker.start()
+    yield
+
+
+@contextmanager
+def worker_absent(ledger: Ledger) -> Iterator[None]:
+    assert ledger.service.worker.stop() == 0
+    restart(ledger.service.api)
+    yield
+    ledger.service.worker.start()
+
+
+@contextmanager
+def api_killed(ledger: Ledger) -> Iterator[None]:
+    restart(ledger.service.api)
+    yield
+
+
+@contextmanager
+def broker_killed(ledger: Ledger) -> Iterator[None]:
+    ledger.service.servers.broker.kill()
+    yield
+    ledger.service.servers.broker.start()
+
+
+@contextmanager
+def store_killed(ledger: Ledger) -> Iterator[None]:
+    ledger.service.servers.store.kill()
+    yield
+    ledger.service.servers.store.start()
+
+
+def broker_frozen(ledger: Ledger) -> AbstractContextManager[None]:
+    return ledger.service.servers.broker.paused()
+
+
+def store_frozen(ledger: Ledger) -> AbstractContextManager[None]:
+    return ledger.service.servers.store.paused()
+
+
+@contextmanager
+def connections_cut(ledger: Ledger) -> Iterator[None]:
+    servers = ledger.service.servers
+    if servers.name == "rabbitmq":
+        servers.rabbitmqctl("close_all_connections", "a test")
+    with redis.Redis.from_url(servers.backend_uri) as client:
+        for kind in ("normal", "pubsub"):
+            client.client_kill_filter(_type=kind, skipme=True)
+    yield
+
+
+@contextmanager
+def memory_alarm(ledger: Ledger) -> Iterator[None]:
+    ledger.service.servers.rabbitmqctl("set_vm_memory_high_watermark", "0.00001")
+    yield
+    ledger.service.servers.rabbitmqctl("set_vm_memory_high_watermark", "0.6")
+
+
+@contextmanager
+def store_read_only(ledger: Ledger) -> Iterator[None]:
+    with redis.Redis.from_url(ledger.service.servers.backend_uri) as client:
+        client.replicaof("127.0.0.1", str(free_port()))  # a primary that does not exist
+        try:
+            yield
+        finally:
+            client.replicaof("NO", "ONE")
+
+
+@contextmanager
+def store_full(ledger: Ledger) -> Iterator[None]:
+    with redis.Redis.from_url(ledger.service.servers.backend_uri) as client:
+        client.config_set("maxmemory-policy", "noeviction")
+        client.config_set("maxmemory", "1")
+        try:
+            yield
+        finally:
+            client.config_set("maxmemory", "0")
+
+
+@contextmanager
+def queue_deleted(ledger: Ledger) -> Iterator[None]:
+    ledger.paused.set()  # The messages of a queue are deleted with it.
+    until(lambda: not ledger.pending and ledger.service.servers.is_empty(), within_s=60)
+    ledger.service.servers.rabbitmqctl("delete_queue", PREDICTIONS.name)
+    ledger.paused.clear()
+    yield
+
+
+@contextmanager
+def queue_full(ledger: Ledger) -> Iterator[None]:
+    servers = ledger.service.servers
+    servers.rabbitmqctl("set_policy", "--apply-to", "queues", "small", f"^{PREDICTIONS.name}$", '{"max-length": 3}')
+    try:
+        with ledger.service.worker.paused():
+            yield
+    finally:
+        servers.rabbitmqctl("clear_policy", "small")
+
+
+class PickledTouch:
+    """An object whose unpickling creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+@contextmanager
+def garbage_published(ledger: Ledger) -> Iterator[None]:
+    unpickled = ledger.service.folder / "unpickled"
+    huge = {str(uuid4()): {"Customer_Age": "9" * 20_000_000}}
+    with ledger.service.servers.connection() as connection, connection.Producer() as producer:
+        plain = {"routing_key": PREDICTIONS.name, "exchange": "", "headers": {"id": "x", "task": PREDICT_TASK}}
+        producer.publish(b"\xff garbage", content_type="application/json", content_encoding="utf-8", **plain)
+        producer.publish(b"{", content_type="application/json", content_encoding="utf-8", **plain)
+        producer.publish(PickledTouch(unpickled), serializer="pickle", **plain)
+        producer.publish([[], {}, {}], serializer="json", **plain)
+        producer.publish("text", routing_key=PREDICTIONS.name, exchange="")
+        for task, kwargs in (("no.such.task", {}), (PREDICT_TASK, {"customers": huge}), (PREDICT_TASK, {"no": 1})):
+            app.send_task(task, kwargs=kwargs, queue=PREDICTIONS, connection=connection, ignore_result=True)
+    if ledger.service.servers.name == "valkey":
+        with redis.Redis.from_url(ledger.service.servers.broker_uri) as client:
+            client.lpush(PREDICTIONS.name, b"\xff garbage", b"{", b"{}", b"[1]", b"null")
+            client.lpush(PREDICTIONS.name, b'{"properties": {"delivery_tag": "x"}, "body": 5}')
+    yield
+    assert not unpickled.exists()
+
+
+@contextmanager
+def poisonous_customers_sent(ledger: Ledger) -> Iterator[None]:
+    ledger.ages.extend([marked_model.KILLS] * 2)
+    yield
+
+
+ONE = "Valkey is broker and result store in one process: "
+FAULTS = [
+    Fault("pool processes: kill -9", processes_killed),
+    Fault("worker: kill -9", worker_killed),
+    Fault("worker: SIGTERM, another one", worker_replaced),
+    Fault("worker: absent at the start", worker_absent, lasts_s=4),
+    Fault("API: kill -9", api_killed),
+    Fault("broker: kill -9, restart", broker_killed, lasts_s=2, refuses=True),
+    Fault("broker: SIGSTOP for 10 s", broker_frozen, lasts_s=10, refuses=True),
+    Fault("all connections cut", connections_cut),
+    Fault("broker: memory alarm", memory_alarm, 5, refuses=True, not_on_valkey=ONE + "see out of memory"),
+    Fault("broker: queue deleted", queue_deleted, not_on_valkey="a queue is a list, gone whenever it is empty"),
+    Fault("broker: queue full", queue_full, 5, refuses=True, not_on_valkey="a list has no greatest length"),
+    Fault("store: kill -9, restart", store_killed, 2, refuses=True, not_on_valkey=ONE + "see broker"),
+    Fault("store: SIGSTOP for 5 s", store_frozen, 5, refuses=True, not_on_valkey=ONE + "see broker"),
+    Fault("store: read-only", store_read_only, 5, refuses=True),
+    Fault("store: out of memory", store_full, 5, refuses=True),
+    Fault("garbage, pickle, unknown, huge messages", garbage_published),
+    Fault("customers that kill their process", poisonous_customers_sent),
+]

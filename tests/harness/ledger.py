@@ -1,0 +1,206 @@
+"""The ledger of a load test: clients send predictions, and every 202 must end as it should."""
+
+import itertools
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import requests
+
+from test_client import CUSTOMER
+from tests.harness import marked_model
+from tests.harness.processes import until
+from tests.harness.service import Service
+
+ALL_ENDED_WITHIN_S = 100  # Valkey redelivers the messages of a lost worker after 60 s.
+REFUSALS = {429, 503}
+IN_FLIGHT = 200  # requests; more than the load sends in the 3 s that a response may take
+
+
+@dataclass
+class Row:
+    """The effects of one fault on the clients.
+
+    Attributes:
+        servers: `valkey` or `rabbitmq`.
+        fault: its name.
+        sent: requests to predict.
+        accepted: responses 202.
+        refused: responses 429 and 503 with a Retry-After, by status.
+        unanswered: requests that the API did not answer because it was down.
+        lost: accepted predictions that are unknown or never ended.
+        wrong: accepted predictions with a wrong probability or a wrong state.
+        other: forbidden responses, by method and status.
+        slowest_ms: the slowest response.
+        livez_ms: the slowest response of /livez.
+        ended_s: seconds from the end of the load until every prediction had ended and every queue was empty.
+        left: messages that stayed in a queue, by queue.
+        not_applicable: the reason if these servers cannot have the fault.
+        memory: the memory of the processes after a soak.
+    """
+
+    servers: str
+    fault: str
+    sent: int = 0
+    accepted: int = 0
+    refused: dict[int, int] = field(default_factory=dict)
+    unanswered: int = 0
+    lost: int = 0
+    wrong: int = 0
+    other: dict[str, int] = field(default_factory=dict)
+    slowest_ms: int = 0
+    livez_ms: int = 0
+    ended_s: float = 0
+    left: dict[str, int] = field(default_factory=dict)
+    not_applicable: str = ""
+    memory: str = ""
+
+    @property
+    def is_clean(self) -> bool:
+        return not (self.lost or self.wrong or self.other or self.left)
+
+
+class Ledger:
+    """Clients that send customers at a constant rate, fetch the predictions, and record every accepted one."""
+
+    def __init__(self, service: Service, fault: str, per_second: float) -> None:
+        self.service = service
+        self.per_second = per_second
+        self.row = Row(service.servers.name, fault)
+        self.refused: Counter[int] = Counter()
+        self.other: Counter[str] = Counter()
+        self.details: list[str] = []
+        self.paused = threading.Event()
+        self.ages: deque[int] = deque()
+        """Ages of the next customers; tests/harness/marked_model.py gives them a meaning."""
+        self._pending: deque[tuple[str, float | None]] = deque()  # None: an explicit failure
+        self._slowest_s = self._slowest_livez_s = 0.0
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+
+    @property
+    def pending(self) -> int:
+        """Accepted predictions whose end no client has seen."""
+        return len(self._pending)
+
+    @contextmanager
+    def load(self) -> Iterator[None]:
+        """Send and fetch predictions until the block ends."""
+        threads = [threading.Thread(target=work) for work in (self._send_all, self._fetch_all, self._probe)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._stopped.set()
+            for thread in threads:
+                thread.join()
+
+    def wait_for_more(self, count: Callable[[], int], by: int, within_s: float = 60) -> None:
+        """Wait until a count has grown."""
+        goal = count() + by
+        until(lambda: count() >= goal, within_s)
+
+    def accepted(self) -> int:
+        return self.row.accepted
+
+    def refusals(self) -> int:
+        return sum(self.refused.values())
+
+    def balance(self) -> Row:
+        """Wait until every prediction has ended and the queues are empty; return the row."""
+        started = time.monotonic()
+        deadline = started + ALL_ENDED_WITHIN_S
+        while self._pending and time.monotonic() < deadline:
+            if not self._fetch():
+                time.sleep(0.01)
+        self.row.lost += len(self._pending)
+        self.details += [f"{task_id}: never ended" for task_id, _ in self._pending]
+        while left := {queue: count for queue, count in self.service.servers.messages().items() if count}:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.1)
+        self.row.ended_s = round(time.monotonic() - started, 1)
+        self.row.left = left
+        self.row.refused, self.row.other = dict(self.refused), dict(self.other)
+        self.row.slowest_ms, self.row.livez_ms = round(self._slowest_s * 1000), round(self._slowest_livez_s * 1000)
+        return self.row
+
+    def _request(self, method: str, path: str, **options: Any) -> requests.Response | None:
+        """Return the response; None if the API is down."""
+        started = time.monotonic()
+        try:
+            return self.service.request(method, path, timeout=10, **options)
+        except requests.Timeout:
+            with self._lock:
+                self.other[f"{method}: none in 10 s"] += 1
+        except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError):
+            pass
+        finally:
+            took_s = time.monotonic() - started
+            with self._lock:
+                if path == "/livez":
+                    self._slowest_livez_s = max(self._slowest_livez_s, took_s)
+                else:
+                    self._slowest_s = max(self._slowest_s, took_s)
+        return None
+
+    def _send(self, number: int) -> None:
+        customer = {**CUSTOMER, "Total_Trans_Ct": number % 1000}
+        with self._lock:
+            self.row.sent += 1
+            if self.ages:
+                customer["Customer_Age"] = self.ages.popleft()
+        response = self._request("POST", "/churn/predict", json=customer)
+        with self._lock:
+            if response is None:
+                self.row.unanswered += 1
+            elif response.status_code == 202:
+                self.row.accepted += 1
+                expected = None if customer["Customer_Age"] == marked_model.KILLS else number % 1000 / 1000
+                self._pending.append((response.json()["task_id"], expected))
+            elif response.status_code in REFUSALS and int(response.headers["retry-after"]) >= 1:
+                self.refused[response.status_code] += 1
+            else:
+                self.other[f"POST: {response.status_code}"] += 1
+
+    def _fetch(self) -> bool:
+        """Fetch the oldest pending prediction; return whether it has ended."""
+        task_id, expected = self._pending[0]
+        response = self._request("GET", f"/churn/result/{task_id}")
+        self._pending.popleft()
+        if response is None or response.status_code in (202, 503):
+            self._pending.append((task_id, expected))
+            return False
+        if response.status_code == 404:
+            self.row.lost += 1
+        elif (response.status_code, response.json().get("probability")) != (500 if expected is None else 200, expected):
+            self.row.wrong += 1
+        else:
+            return True
+        self.details.append(f"{task_id}: {response.status_code} {response.text}")
+        return True
+
+    def _send_all(self) -> None:
+        with ThreadPoolExecutor(IN_FLIGHT) as pool:
+            due = time.monotonic()
+            for number in itertools.count():
+                due = max(due + 1 / self.per_second, time.monotonic() - 1)
+                if self._stopped.wait(max(0, due - time.monotonic())):
+                    return
+                if not self.paused.is_set():
+                    pool.submit(self._send, number)
+
+    def _fetch_all(self) -> None:
+        while not self._stopped.is_set():
+            if not (self._pending and self._fetch()):
+                self._stopped.wait(0.01)
+
+    def _probe(self) -> None:
+        while not self._stopped.wait(0.05):
+            self._request("GET", "/livez")

@@ -1,0 +1,69 @@
+"""A model for tests: the probability is Total_Trans_Ct / 1000; customers of marked ages fail or take long."""
+
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pandas as pd
+
+KILLS, HANGS, SLEEPS, IS_NAN, RAISES, HAS_NO_SHAPE, LINGERS = 120, 119, 118, 117, 116, 115, 114
+
+
+class MarkedModel:
+    """A classifier with a defect for each of the ages above."""
+
+    classes_ = (0, 1)
+
+    def predict_proba(self, customers: pd.DataFrame) -> np.ndarray:
+        churn = customers["Total_Trans_Ct"].to_numpy(dtype=float) / 1000
+        for age in customers["Customer_Age"]:
+            if age == KILLS:
+                os._exit(1)
+            if age in (SLEEPS, LINGERS):
+                time.sleep(60 if age == SLEEPS else 1)
+            while age == HANGS:  # C code may ignore the soft time limit, too.
+                with contextlib.suppress(Exception):
+                    time.sleep(60)
+            if age == RAISES:
+                raise ValueError(f"a customer's value in an error: {age}")
+            if age == HAS_NO_SHAPE:
+                return churn
+        return np.column_stack((1 - churn, np.where(customers["Customer_Age"] == IS_NAN, np.nan, churn)))
+
+
+@dataclass
+class SlowModel(MarkedModel):
+    """A model that a small load keeps busy.
+
+    Attributes:
+        per_customer_s: seconds for each customer.
+        has_begun: this file is created when the model begins to predict.
+    """
+
+    per_customer_s: float = 0.02
+    has_begun: Path | None = None
+
+    def predict_proba(self, customers: pd.DataFrame) -> np.ndarray:
+        if self.has_begun is not None:
+            self.has_begun.touch()
+        time.sleep(len(customers) * self.per_customer_s)
+        return super().predict_proba(customers)
+
+
+class SlowToLoad:
+    """An object that takes 5 s to unpickle; tests/harness/workers/impatient.py allows less."""
+
+    def __reduce__(self) -> tuple[Callable[[float], None], tuple[float]]:
+        return time.sleep, (5,)
+
+
+def save(folder: Path, model: MarkedModel | None = None) -> Path:
+    """Write a model without a manifest; return its path."""
+    path = folder / "marked.joblib"
+    joblib.dump(model or MarkedModel(), path)
+    return path

@@ -1,0 +1,130 @@
+"""Programs on spare ports, each in its own session with its output in a file."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+ROOT = Path(__file__).parents[2]
+T = TypeVar("T")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def silent_port() -> Iterator[int]:
+    """Yield a port that neither accepts nor refuses a connection: its backlog of one is full."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        with socket.create_connection(listener.getsockname()):
+            yield int(listener.getsockname()[1])
+
+
+def until(condition: Callable[[], T], within_s: float = 30, every_s: float = 0.02) -> T:
+    """Return the first true value of a condition.
+
+    Args:
+        condition: it is called again and again.
+        within_s: seconds after which the test fails.
+        every_s: seconds between two calls.
+
+    Raises:
+        AssertionError: no value was true in time.
+    """
+    deadline = time.monotonic() + within_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"not true within {within_s} s: {condition}"
+        time.sleep(every_s)
+    return value
+
+
+@dataclass
+class Process:
+    """A program that can be started, frozen, stopped, killed and started again."""
+
+    command: Sequence[str]
+    log: Path
+    env: Mapping[str, str] = field(default_factory=dict)
+    popen: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self.popen = subprocess.Popen(
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=ROOT,
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **self.env},
+                start_new_session=True,
+            )
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Start the program; stop it at the end, and require exit code 0."""
+        self.start()
+        try:
+            yield
+        except BaseException:
+            self.kill()
+            raise
+        assert self.stop() == 0, self.text()[-3000:]
+
+    @property
+    def pid(self) -> int:
+        assert self.popen is not None
+        return self.popen.pid
+
+    @property
+    def is_running(self) -> bool:
+        return self.popen is not None and self.popen.poll() is None
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the program and its children."""
+        os.killpg(self.pid, number)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Freeze the program and its children."""
+        self.signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.signal(signal.SIGCONT)
+
+    def wait(self, within_s: float = 30) -> int:
+        """Wait until the program ends by itself; return its exit code."""
+        assert self.popen is not None
+        return self.popen.wait(within_s)
+
+    def stop(self, within_s: float = 20) -> int:
+        """Send SIGTERM, as an operator does; return the exit code."""
+        assert self.popen is not None
+        with contextlib.suppress(ProcessLookupError):
+            self.popen.terminate()
+        try:
+            return self.popen.wait(within_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+
+    def kill(self) -> None:
+        assert self.popen is not None
+        with contextlib.suppress(ProcessLookupError):
+            self.signal(signal.SIGKILL)
+        self.popen.wait(10)
+
+    def text(self) -> str:
+        """Return the output of all its runs."""
+        return self.log.read_text(errors="replace")

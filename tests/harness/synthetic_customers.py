@@ -1,0 +1,42 @@
+"""A small data set like BankChurners.csv, made at random from a fixed seed."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from celery_task_app.ml.data_set import CLASSES, FEATURES, TARGET
+
+ROWS = 400
+QUICK = {"n_estimators": 30}  # parameters of LightGBM: enough trees for so few customers
+CATEGORIES = {
+    "Gender": ["F", "M"],
+    "Education_Level": ["Graduate", "High School", "Uneducated", "Unknown"],
+    "Marital_Status": ["Married", "Single", "Unknown"],
+    "Income_Category": ["Less than $40K", "$40K - $60K", "$120K +"],
+    "Card_Category": ["Blue", "Silver"],
+}
+
+
+def make_table() -> pd.DataFrame:
+    """Return customers, most of whom left if their number of transactions is low."""
+    random = np.random.default_rng(seed=11)
+    columns: dict[str, Any] = {"CLIENTNUM": np.arange(ROWS)}
+    for feature, kind in FEATURES.items():
+        if kind == "category":
+            columns[feature] = random.choice(CATEGORIES[feature], ROWS)
+        elif kind == "integer":
+            columns[feature] = random.integers(0, 100, ROWS)
+        else:
+            columns[feature] = random.random(ROWS).round(3)
+    churned = columns["Total_Trans_Ct"] + random.normal(0, 10, ROWS) < 30
+    columns[TARGET] = np.where(churned, CLASSES[1], CLASSES[0])
+    columns["Naive_Bayes_1"] = churned.astype(float)
+    return pd.DataFrame(columns)
+
+
+def as_json_rows(table: pd.DataFrame) -> list[dict[str, object]]:
+    """Return the features of each customer, with the types that JSON has."""
+    rows: list[dict[str, object]] = json.loads(table[list(FEATURES)].to_json(orient="records"))
+    return rows

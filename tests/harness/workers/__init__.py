@@ -1,0 +1,1 @@
+"""Celery apps for tests: the shipped worker with other time limits or a disturbed start."""

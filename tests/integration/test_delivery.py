@@ -1,0 +1,372 @@
+"""The delivery policy on real servers: which messages are predicted, split, given up or published anew."""
+
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+from uuid import uuid4
+
+import joblib
+import numpy as np
+import pandas as pd
+import pytest
+from kombu import Queue
+
+from celery_task_app.consumer.delivery import MAX_RETRIES, DeliveryPolicy
+from celery_task_app.errors import Deleted, Unavailable
+from celery_task_app.messaging.messages import (
+    ChunkMessage,
+    PredictionMessage,
+    PredictionRequest,
+    Stores,
+)
+from celery_task_app.messaging.publisher import Publisher, publisher_connection
+from celery_task_app.ml.model import ChurnModel
+from celery_task_app.store.batches import BatchStore
+from celery_task_app.store.connection import connect
+from celery_task_app.store.predictions import PredictionStore, State, StoredPrediction
+from celery_task_app.worker import BATCHES, PREDICTIONS
+from tests.conftest import MANIFEST
+from tests.harness.processes import free_port
+from tests.harness.servers import Servers
+from tests.integration.queues import arguments, broker_uri_at, take_all
+
+TTL_S = 86_400
+REASONS = {"base": 0.0, "up": [], "down": [], "others": 0.0}
+
+pytestmark = pytest.mark.usefixtures("empty_queues")
+
+
+class Pipeline:
+    """A pipeline that returns Total_Trans_Ct / 1000. It fails for the gender `X`, and has no reasons for `Y`."""
+
+    classes_ = (0, 1)
+    calls: ClassVar[list[int]] = []
+    """The number of customers in each call."""
+
+    def predict_proba(self, customers: pd.DataFrame) -> np.ndarray:
+        self.calls.append(len(customers))
+        if "X" in set(customers["Gender"]):
+            raise ValueError("unknown gender")
+        churn = customers["Total_Trans_Ct"].to_numpy(dtype=float) / 1000
+        return np.column_stack((1 - churn, churn))
+
+    def contributions(self, customers: pd.DataFrame) -> np.ndarray:
+        if "Y" in set(customers["Gender"]):
+            raise ValueError("no reasons for this gender")
+        return np.zeros((len(customers), len(customers.columns) + 1))
+
+
+def load_model(folder: Path, *, explains: bool = True) -> ChurnModel:
+    path = folder / "pipeline.joblib"
+    joblib.dump(Pipeline(), path)
+    manifest = {
+        "name": "pipeline",
+        "version": "v1",
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "libraries": {},
+        "features": MANIFEST["features"],
+        "explains": explains,
+    }
+    path.with_suffix(".json").write_text(json.dumps(manifest))
+    Pipeline.calls.clear()
+    return ChurnModel(path)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> ChurnModel:
+    return load_model(tmp_path)
+
+
+@pytest.fixture
+def stores(prediction_store: PredictionStore, batch_store: BatchStore) -> Stores:
+    return Stores(prediction_store, batch_store)
+
+
+@contextlib.contextmanager
+def opened(broker_uri: str, backend_uri: str) -> Iterator[DeliveryPolicy]:
+    stores = Stores(PredictionStore(connect(backend_uri), TTL_S), BatchStore(connect(backend_uri), TTL_S))
+    policy = DeliveryPolicy(stores, Publisher(publisher_connection(broker_uri)))
+    try:
+        yield policy
+    finally:
+        policy.close()
+
+
+@pytest.fixture
+def delivery(servers: Servers) -> Iterator[DeliveryPolicy]:
+    with opened(servers.broker_uri, servers.backend_uri) as policy:
+        yield policy
+
+
+@pytest.fixture
+def predictions(prediction_store: PredictionStore, customer: dict[str, Any]) -> PredictionMessage:
+    """Five queued predictions; the reasons of the first are wanted."""
+    requests = {
+        str(uuid4()): PredictionRequest({**customer, "Total_Trans_Ct": number}, explain=number == 0)
+        for number in range(5)
+    }
+    prediction_store.mark_queued(dict.fromkeys(requests, time.time() + 3600))
+    return PredictionMessage(requests)
+
+
+@pytest.fixture
+def chunk(batch_store: BatchStore, customer: dict[str, Any]) -> ChunkMessage:
+    """Five pending rows of a batch."""
+    batch_id = str(uuid4())
+    batch_store.create(batch_id, 5, 1)
+    columns = {name: [value] * 5 for name, value in customer.items()} | {"Total_Trans_Ct": list(range(5))}
+    return ChunkMessage.from_columns(batch_id, 0, list(range(5)), columns)
+
+
+def process(
+    delivery: DeliveryPolicy,
+    message: PredictionMessage | ChunkMessage,
+    model: ChurnModel,
+    retries: int = 0,
+    kind: Literal["new", "redelivered", "dead letter"] = "new",
+) -> None:
+    delivery.process(
+        message,
+        model,
+        retries=retries,
+        is_redelivered=kind == "redelivered",
+        is_dead_letter=kind == "dead letter",
+    )
+
+
+def taken(servers: Servers, queue: Queue) -> list[tuple[list[Any], int]]:
+    """Take the messages of a queue; return the ids and the retries of each."""
+    kind: type[PredictionMessage | ChunkMessage] = PredictionMessage if queue is PREDICTIONS else ChunkMessage
+    messages = take_all(servers, queue)
+    return [(list(kind.parse(arguments(one)).ids), one.headers["retries"]) for one in messages]
+
+
+def test_predictions_are_stored_under_their_task_ids(
+    servers: Servers,
+    delivery: DeliveryPolicy,
+    prediction_store: PredictionStore,
+    predictions: PredictionMessage,
+    model: ChurnModel,
+) -> None:
+    process(delivery, predictions, model)
+    assert prediction_store.look_up(predictions.ids) == {
+        task_id: StoredPrediction(
+            State.SUCCESS, probability=number / 1000, model_version="v1", reasons=REASONS if number == 0 else None
+        )
+        for number, task_id in enumerate(predictions.ids)
+    }
+    assert Pipeline.calls == [5]
+    assert taken(servers, PREDICTIONS) == []
+
+
+def test_a_model_without_reasons_stores_none(
+    delivery: DeliveryPolicy, prediction_store: PredictionStore, predictions: PredictionMessage, tmp_path: Path
+) -> None:
+    process(delivery, predictions, load_model(tmp_path, explains=False))
+    stored = prediction_store.look_up(predictions.ids)
+    assert {one.reasons for one in stored.values() if one is not None} == {None}
+
+
+def test_a_customer_whose_reasons_fail_fails_alone(
+    delivery: DeliveryPolicy, prediction_store: PredictionStore, customer: dict[str, Any], model: ChurnModel
+) -> None:
+    genders = dict(zip(map(str, (uuid4(), uuid4(), uuid4())), "FYM", strict=True))
+    requests = {
+        task_id: PredictionRequest({**customer, "Gender": gender}, explain=True) for task_id, gender in genders.items()
+    }
+    prediction_store.mark_queued(dict.fromkeys(requests, time.time() + 3600))
+    process(delivery, PredictionMessage(requests), model)
+    stored = prediction_store.look_up(list(genders))
+    errors = {genders[task_id]: one.error for task_id, one in stored.items() if one is not None}
+    assert errors == {"F": None, "Y": "InvalidPrediction", "M": None}
+
+
+def test_rows_are_stored_in_their_batch(
+    servers: Servers, delivery: DeliveryPolicy, batch_store: BatchStore, chunk: ChunkMessage, model: ChurnModel
+) -> None:
+    process(delivery, chunk, model)
+    assert batch_store.pending(chunk.batch_id, 0, chunk.rows) == set()
+    assert Pipeline.calls == [5]
+    assert taken(servers, BATCHES) == []
+
+
+def test_a_faulty_customer_fails_alone(
+    delivery: DeliveryPolicy, prediction_store: PredictionStore, predictions: PredictionMessage, model: ChurnModel
+) -> None:
+    faulty = predictions.ids[3]
+    requests = dict(predictions.requests)
+    requests[faulty] = PredictionRequest({**requests[faulty].features, "Gender": "X"})
+    process(delivery, PredictionMessage(requests), model)
+    stored = prediction_store.look_up(predictions.ids)
+    assert stored.pop(faulty) == StoredPrediction(State.FAILURE, error="InvalidPrediction")
+    assert {one.state for one in stored.values() if one is not None} == {State.SUCCESS}
+
+
+def test_only_pending_predictions_are_computed(
+    delivery: DeliveryPolicy, prediction_store: PredictionStore, predictions: PredictionMessage, model: ChurnModel
+) -> None:
+    finished, deleted, overdue, *pending = predictions.ids
+    prediction_store.finish({finished: 0.9}, "v0")
+    prediction_store.finish({deleted: Deleted("deleted by the client")})
+    prediction_store.discard([overdue])
+    prediction_store.mark_queued({overdue: time.time() - 1})
+    process(delivery, predictions, model)
+    stored = prediction_store.look_up(predictions.ids)
+    assert stored[finished] == StoredPrediction(State.SUCCESS, probability=0.9, model_version="v0")
+    assert stored[deleted] == StoredPrediction(State.REVOKED, error="Deleted")
+    assert stored[overdue] == StoredPrediction(State.REVOKED, error="Expired")
+    assert Pipeline.calls == [len(pending)] == [2]
+
+
+def test_a_prediction_without_a_marker_is_computed(
+    delivery: DeliveryPolicy, prediction_store: PredictionStore, predictions: PredictionMessage, model: ChurnModel
+) -> None:
+    prediction_store.discard(predictions.ids)
+    process(delivery, predictions, model)
+    assert all(one is not None for one in prediction_store.look_up(predictions.ids).values())
+
+
+def test_a_redelivered_message_is_split(
+    servers: Servers, delivery: DeliveryPolicy, predictions: PredictionMessage, chunk: ChunkMessage, model: ChurnModel
+) -> None:
+    process(delivery, predictions, model, kind="redelivered")
+    process(delivery, chunk, model, kind="redelivered")
+    assert Pipeline.calls == []
+    assert taken(servers, PREDICTIONS) == [([task_id], 0) for task_id in predictions.ids]
+    assert taken(servers, BATCHES) == [([row], 0) for row in range(5)]
+
+
+def test_a_retried_message_is_split_and_keeps_its_retries(
+    servers: Servers, delivery: DeliveryPolicy, predictions: PredictionMessage, chunk: ChunkMessage, model: ChurnModel
+) -> None:
+    process(delivery, predictions, model, retries=2)
+    process(delivery, chunk, model, retries=2)
+    assert Pipeline.calls == []
+    assert taken(servers, PREDICTIONS) == [([task_id], 2) for task_id in predictions.ids]
+    assert taken(servers, BATCHES) == [([row], 2) for row in range(5)]
+
+
+def test_a_split_prediction_keeps_its_request_for_reasons(
+    servers: Servers, delivery: DeliveryPolicy, predictions: PredictionMessage
+) -> None:
+    delivery.split_and_requeue(predictions, 1)
+    messages = [PredictionMessage.parse(arguments(message)) for message in take_all(servers, PREDICTIONS)]
+    assert messages == list(predictions.split(predictions.ids))
+
+
+@pytest.mark.parametrize("retries", [0, 1, 3])
+def test_a_single_prediction_is_computed_whatever_was_lost_before(
+    delivery: DeliveryPolicy,
+    prediction_store: PredictionStore,
+    predictions: PredictionMessage,
+    model: ChurnModel,
+    retries: int,
+) -> None:
+    (single,) = predictions.split(predictions.ids[:1])
+    process(delivery, single, model, retries=retries, kind="redelivered")
+    assert Pipeline.calls == [1]
+    stored = prediction_store.look_up(single.ids)[single.ids[0]]
+    assert stored is not None
+    assert stored.state is State.SUCCESS
+
+
+def test_only_pending_predictions_are_requeued(
+    servers: Servers,
+    delivery: DeliveryPolicy,
+    stores: Stores,
+    predictions: PredictionMessage,
+    chunk: ChunkMessage,
+) -> None:
+    finished, overdue, *pending = predictions.ids
+    stores.predictions.finish({finished: 0.9}, "v0")
+    stores.predictions.discard([overdue])
+    stores.predictions.mark_queued({overdue: time.time() - 1})
+    stores.batches.finish(chunk.batch_id, 0, {1: 0.5}, "v0")
+    delivery.split_and_requeue(predictions, 1)
+    delivery.split_and_requeue(chunk, 1)
+    assert taken(servers, PREDICTIONS) == [([task_id], 1) for task_id in pending]
+    assert taken(servers, BATCHES) == [([row], 1) for row in (0, 2, 3, 4)]
+    expired = StoredPrediction(State.REVOKED, error="Expired")
+    assert stores.predictions.look_up([overdue]) == {overdue: expired}
+
+
+def test_nothing_of_a_deleted_batch_is_requeued(
+    servers: Servers, delivery: DeliveryPolicy, batch_store: BatchStore, chunk: ChunkMessage
+) -> None:
+    batch_store.delete(chunk.batch_id)
+    delivery.split_and_requeue(chunk, 1)
+    assert taken(servers, BATCHES) == []
+
+
+def test_the_fourth_lost_attempt_is_a_failure(
+    servers: Servers,
+    delivery: DeliveryPolicy,
+    stores: Stores,
+    predictions: PredictionMessage,
+    chunk: ChunkMessage,
+) -> None:
+    finished, *pending = predictions.ids
+    stores.predictions.finish({finished: 0.9}, "v0")
+    delivery.split_and_requeue(predictions, MAX_RETRIES + 1)
+    delivery.split_and_requeue(chunk, MAX_RETRIES + 1)
+    stored = stores.predictions.look_up(predictions.ids)
+    assert stored.pop(finished) == StoredPrediction(State.SUCCESS, probability=0.9, model_version="v0")
+    assert set(stored) == set(pending)
+    assert set(stored.values()) == {StoredPrediction(State.FAILURE, error="TooManyAttempts")}
+    assert stores.batches.pending(chunk.batch_id, 0, chunk.rows) == set()
+    assert taken(servers, PREDICTIONS) == taken(servers, BATCHES) == []
+
+
+@pytest.mark.parametrize("retries", [0, 2])
+def test_a_dead_letter_gets_one_attempt_more(
+    servers: Servers,
+    delivery: DeliveryPolicy,
+    predictions: PredictionMessage,
+    chunk: ChunkMessage,
+    model: ChurnModel,
+    retries: int,
+) -> None:
+    process(delivery, predictions, model, retries=retries, kind="dead letter")
+    process(delivery, chunk, model, retries=retries, kind="dead letter")
+    assert Pipeline.calls == []
+    assert taken(servers, PREDICTIONS) == [([task_id], MAX_RETRIES) for task_id in predictions.ids]
+    assert taken(servers, BATCHES) == [([row], MAX_RETRIES) for row in range(5)]
+
+
+def test_a_dead_letter_without_attempts_left_is_a_failure(
+    servers: Servers,
+    delivery: DeliveryPolicy,
+    prediction_store: PredictionStore,
+    predictions: PredictionMessage,
+    model: ChurnModel,
+) -> None:
+    process(delivery, predictions, model, retries=MAX_RETRIES, kind="dead letter")
+    failure = StoredPrediction(State.FAILURE, error="TooManyAttempts")
+    assert set(prediction_store.look_up(predictions.ids).values()) == {failure}
+    assert taken(servers, PREDICTIONS) == []
+
+
+@pytest.mark.parametrize("retries", [0, 2])
+def test_a_message_whose_result_store_is_away_goes_to_the_end_of_the_queue(
+    servers: Servers, predictions: PredictionMessage, model: ChurnModel, retries: int
+) -> None:
+    (single,) = predictions.split(predictions.ids[:1])
+    with opened(servers.broker_uri, f"redis://127.0.0.1:{free_port()}/0") as delivery:
+        process(delivery, single, model, retries=retries)
+    assert Pipeline.calls == []
+    assert taken(servers, PREDICTIONS) == [(single.ids, retries)]
+
+
+@pytest.mark.parametrize("is_broker_away", [True, False])
+def test_a_split_that_fails_is_unavailable(
+    servers: Servers, predictions: PredictionMessage, is_broker_away: bool
+) -> None:
+    broker_uri = broker_uri_at(servers, free_port()) if is_broker_away else servers.broker_uri
+    backend_uri = servers.backend_uri if is_broker_away else f"redis://127.0.0.1:{free_port()}/0"
+    with opened(broker_uri, backend_uri) as delivery, pytest.raises(Unavailable):
+        delivery.split_and_requeue(predictions, 1)
+    assert taken(servers, PREDICTIONS) == []

@@ -1,0 +1,126 @@
+"""The status of a worker in the result store: its TTL, and the readiness and health check that read it."""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Literal
+from uuid import uuid4
+
+import pytest
+import redis
+
+from api.readiness import Readiness, ReadinessCheck
+from celery_task_app.consumer.healthcheck import is_worker_healthy
+from celery_task_app.errors import ResultStoreUnavailable
+from celery_task_app.store.connection import connect, connect_async
+from celery_task_app.store.worker_status import (
+    WorkerStatus,
+    can_predict,
+    list_worker_statuses,
+    publish_status,
+    withdraw_status,
+)
+from tests.harness.processes import free_port, until
+from tests.harness.servers import Servers
+from tests.integration.queues import broker_uri_at
+
+LOADED = WorkerStatus(model="loaded", detail="v1")
+FAILED = WorkerStatus(model="failed", detail="no model")
+Model = Literal["loaded", "not loaded yet", "failed", "stuck"]
+
+
+@pytest.fixture
+def host() -> str:
+    return str(uuid4())
+
+
+@pytest.fixture(autouse=True)
+def no_statuses(client: redis.Redis) -> Iterator[None]:
+    yield
+    for key in (*client.scan_iter("churn:worker:*"), "churn:workers"):
+        client.delete(key)
+
+
+def statuses(uri: str) -> dict[str, WorkerStatus]:
+    async def read() -> dict[str, WorkerStatus]:
+        async with connect_async(uri) as client:
+            return await list_worker_statuses(client)
+
+    return asyncio.run(read())
+
+
+def readiness(broker_uri: str, backend_uri: str) -> Readiness:
+    async def check() -> Readiness:
+        parts = ReadinessCheck(broker_uri, connect_async(backend_uri))
+        try:
+            return await parts.check()
+        finally:
+            await parts.close()
+
+    return asyncio.run(check())
+
+
+def test_a_published_status_is_listed_with_a_ttl(servers: Servers, client: redis.Redis, host: str) -> None:
+    assert statuses(servers.backend_uri) == {}
+    publish_status(client, f"celery@{host}/1", LOADED, 15)
+    publish_status(client, f"celery@{host}/2", FAILED, 15)
+    assert statuses(servers.backend_uri) == {f"celery@{host}/1": LOADED, f"celery@{host}/2": FAILED}
+    assert all(0 < client.ttl(key) <= 15 for key in client.scan_iter("churn:worker:*"))
+
+
+def test_a_withdrawn_or_expired_status_is_not_listed(servers: Servers, client: redis.Redis, host: str) -> None:
+    for pid in (1, 2, 3):
+        publish_status(client, f"celery@{host}/{pid}", LOADED, 15)
+    withdraw_status(client, f"celery@{host}/1")
+    client.pexpire(f"churn:worker:celery@{host}/2", 1)
+    until(lambda: not client.exists(f"churn:worker:celery@{host}/2"))
+    assert statuses(servers.backend_uri) == {f"celery@{host}/3": LOADED}
+    assert client.smembers("churn:workers") == {f"celery@{host}/3".encode()}
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"), [("loaded", True), ("not loaded yet", True), ("failed", False), ("stuck", False)]
+)
+def test_a_worker_is_healthy_if_it_can_predict(
+    servers: Servers, client: redis.Redis, host: str, model: Model, expected: bool
+) -> None:
+    status = WorkerStatus(model=model, detail="")
+    publish_status(client, f"celery@{host}/1", status, 15)
+    assert can_predict(status) is expected
+    assert asyncio.run(is_worker_healthy(servers.backend_uri, host)) is expected
+    assert readiness(servers.broker_uri, servers.backend_uri).is_ready is expected
+
+
+def test_a_worker_of_another_host_or_without_a_process_is_not_healthy(
+    servers: Servers, client: redis.Redis, host: str
+) -> None:
+    assert asyncio.run(is_worker_healthy(servers.backend_uri, host)) is False
+    publish_status(client, f"celery@{host}0/1", LOADED, 15)
+    publish_status(client, f"celery@{host}", LOADED, 15)
+    assert asyncio.run(is_worker_healthy(servers.backend_uri, host)) is False
+
+
+def test_readiness_needs_every_part(servers: Servers, client: redis.Redis, host: str) -> None:
+    publish_status(client, f"celery@{host}/1", FAILED, 15)
+    publish_status(client, f"celery@{host}/2", LOADED, 15)
+    ready = readiness(servers.broker_uri, servers.backend_uri)
+    assert (ready.is_ready, ready.broker, ready.result_store) == (True, "up", "up")
+    assert ready.workers == {f"celery@{host}/1": FAILED, f"celery@{host}/2": LOADED}
+    without_broker = readiness(broker_uri_at(servers, free_port()), servers.backend_uri)
+    assert not without_broker.is_ready
+    assert "refused" in without_broker.broker
+    port = free_port()
+    without_store = readiness(servers.broker_uri, f"redis://127.0.0.1:{port}/0")
+    assert not without_store.is_ready
+    assert (without_store.broker, without_store.workers) == ("up", {})
+    assert f"127.0.0.1:{port}" in without_store.result_store
+
+
+def test_a_result_store_that_is_away_is_an_error(host: str) -> None:
+    uri = f"redis://127.0.0.1:{free_port()}/0"
+    with connect(uri) as away:
+        with pytest.raises(ResultStoreUnavailable):
+            publish_status(away, f"celery@{host}/1", LOADED, 15)
+        with pytest.raises(ResultStoreUnavailable):
+            withdraw_status(away, f"celery@{host}/1")
+    with pytest.raises(ResultStoreUnavailable):
+        statuses(uri)

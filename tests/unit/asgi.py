@@ -1,0 +1,79 @@
+"""A client that calls an ASGI app in this process, without a server."""
+
+import asyncio
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.types import ASGIApp, Message
+
+
+@dataclass(frozen=True)
+class ASGIResponse:
+    """A response; the names of its headers are in lower case."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        """Return the body as JSON."""
+        return json.loads(self.body)
+
+
+def call(
+    app: ASGIApp,
+    method: str,
+    path: str,
+    body: bytes | Iterable[bytes | None] = b"",
+    headers: Mapping[str, str] | None = None,
+) -> ASGIResponse:
+    """Send one request.
+
+    Args:
+        app: the app.
+        method: the HTTP method.
+        path: the path, with a query or without.
+        body: bytes, which get a Content-Length, or the chunks of a body of unknown length. At None the client closes
+            the connection.
+        headers: more headers.
+    """
+    fields = {name.lower(): value for name, value in (headers or {}).items()}
+    if isinstance(body, bytes):
+        fields = {"content-length": str(len(body)), **fields}
+        body = [body]
+    path, _, query = path.partition("?")
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": query.encode(),
+        "root_path": "",
+        "headers": [(name.encode(), value.encode("latin-1")) for name, value in fields.items()],
+        "server": ("testserver", 80),
+    }
+    incoming: list[Message] = [
+        {"type": "http.disconnect"} if chunk is None else {"type": "http.request", "body": chunk, "more_body": True}
+        for chunk in body
+    ]
+    incoming.append({"type": "http.request", "body": b"", "more_body": False})
+    outgoing: list[Message] = []
+
+    async def receive() -> Message:
+        return incoming.pop(0) if incoming else {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        outgoing.append(message)
+
+    asyncio.run(app(scope, receive, send))  # type: ignore[arg-type]  # an ASGI app returns a coroutine
+    start = outgoing[0]
+    return ASGIResponse(
+        start["status"],
+        {name.decode(): value.decode("latin-1") for name, value in start["headers"]},
+        b"".join(message.get("body", b"") for message in outgoing[1:]),
+    )

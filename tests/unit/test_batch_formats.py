@@ -1,0 +1,412 @@
+"""The rows of a batch as text: CSV, NDJSON and JSON are parsed in slices, results are formatted."""
+
+import contextlib
+import csv
+import io
+import itertools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+
+from api.batch_formats import CSV, JSON, NDJSON, InvalidRow, RowSlice, format_end, format_results, parse_rows
+from celery_task_app.errors import MalformedBatch
+from celery_task_app.store.batches import ScoredRow
+from models import Customer
+from tests.harness.customers import Row, as_csv, as_ndjson
+
+FORMATS = [CSV, NDJSON, JSON]
+SECRET = 31415.9265
+
+
+def feature_values(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
+    """Generate the valid values of one feature."""
+    if "enum" in schema:
+        return st.sampled_from(schema["enum"])
+    limits = schema["minimum"], schema["maximum"]
+    return st.integers(*limits) if schema["type"] == "integer" else st.floats(*limits)
+
+
+CUSTOMERS = st.fixed_dictionaries(
+    {name: feature_values(schema) for name, schema in Customer.model_json_schema()["properties"].items()}
+)
+
+
+AS_TEXT: dict[str, Callable[[Sequence[Row]], str]] = {CSV: as_csv, NDJSON: as_ndjson, JSON: json.dumps}
+
+
+def slices(body: bytes | str, media_type: str, size: int = 50) -> list[RowSlice]:
+    body = body.encode() if isinstance(body, str) else body
+    return list(parse_rows(io.BytesIO(body), media_type, Customer, size))
+
+
+def columns(parsed: list[RowSlice]) -> dict[str, list[Any]]:
+    """Return the customers of all slices, column by column."""
+    return {name: [value for part in parsed for value in part.columns[name]] for name in Customer.model_fields}
+
+
+def columns_of(rows: list[Row]) -> dict[str, list[Any]]:
+    return {name: [row[name] for row in rows] for name in Customer.model_fields}
+
+
+def invalid_rows(parsed: list[RowSlice]) -> list[InvalidRow]:
+    return [row for part in parsed for row in part.invalid]
+
+
+@pytest.fixture
+def rows(customer: Row) -> list[Row]:
+    """Return three slices of customers, of which the last is not full."""
+    return [{**customer, "Total_Trans_Ct": number} for number in range(120)]
+
+
+@pytest.mark.parametrize("media_type", FORMATS)
+def test_rows_are_parsed_in_slices_in_the_order_sent(rows: list[Row], media_type: str) -> None:
+    parsed = slices(AS_TEXT[media_type](rows), media_type)
+    assert [len(part.rows) for part in parsed] == [50, 50, 20]
+    assert [row for part in parsed for row in part.rows] == list(range(120))
+    assert columns(parsed) == columns_of(rows)
+    assert invalid_rows(parsed) == []
+
+
+@given(st.lists(CUSTOMERS, min_size=1, max_size=20), st.integers(1, 25))
+def test_the_three_formats_give_the_same_columns(rows: list[Row], size: int) -> None:
+    for media_type in FORMATS:
+        parsed = slices(AS_TEXT[media_type](rows), media_type, size)
+        assert columns(parsed) == columns_of(rows)
+        assert list(itertools.chain(*(part.rows for part in parsed))) == list(range(len(rows)))
+        assert all(len(part.rows) == size for part in parsed[:-1])
+
+
+@pytest.mark.parametrize(
+    "dress",
+    [
+        lambda text: "\ufeff" + text.replace("\n", "\r\n"),
+        lambda text: "\n" + text.replace("\n", "\n\n"),
+        lambda text: text.replace("\n", ',"more, of\nit"\n').replace(',"more, of\nit"', ",extra", 1),
+        lambda text: text.rstrip("\n"),
+    ],
+    ids=["byte order mark and CRLF", "blank lines", "extra column of two lines", "no line end at the end"],
+)
+def test_a_variant_of_csv_gives_the_same_columns(rows: list[Row], dress: Callable[[str], str]) -> None:
+    assert columns(slices(dress(as_csv(rows)), CSV)) == columns_of(rows)
+
+
+@pytest.mark.parametrize(
+    "dress",
+    [
+        lambda text: "\ufeff" + text.replace("\n", "\r\n"),
+        lambda text: "\n" + text.replace("\n", "\n \n"),
+        lambda text: text.replace(", ", " ,\t"),
+        lambda text: text.rstrip("\n"),
+    ],
+    ids=["byte order mark and CRLF", "blank lines", "white space", "no line end at the end"],
+)
+def test_a_variant_of_ndjson_gives_the_same_columns(rows: list[Row], dress: Callable[[str], str]) -> None:
+    assert columns(slices(dress(as_ndjson(rows)), NDJSON)) == columns_of(rows)
+
+
+@pytest.mark.parametrize("dress", [lambda text: "\ufeff" + text, lambda text: text.replace(", ", "\r\n,\t") + "\n "])
+def test_a_variant_of_json_gives_the_same_columns(rows: list[Row], dress: Callable[[str], str]) -> None:
+    assert columns(slices(dress(json.dumps(rows)), JSON)) == columns_of(rows)
+
+
+def test_columns_may_come_in_any_order(rows: list[Row]) -> None:
+    reordered = [dict(sorted(row.items(), reverse=True)) for row in rows]
+    for media_type in FORMATS:
+        assert columns(slices(AS_TEXT[media_type](reordered), media_type)) == columns_of(rows)
+
+
+@pytest.mark.parametrize("media_type", [NDJSON, JSON])
+def test_other_fields_are_ignored_even_if_they_hold_lone_surrogates(customer: Row, media_type: str) -> None:
+    row = customer | {"\ud800": "\ud800", "more": {"a": [1]}}
+    assert columns(slices(AS_TEXT[media_type]([row]), media_type)) == columns_of([customer])
+
+
+@pytest.mark.parametrize(("media_type", "line"), [(CSV, 6), (NDJSON, 5), (JSON, None)])
+def test_an_invalid_row_has_the_line_in_which_it_begins(rows: list[Row], media_type: str, line: int | None) -> None:
+    rows[3]["Gender"] = "?"
+    body = AS_TEXT[media_type](rows)
+    body = body if media_type == JSON else body.replace("\n", "\n\n", 1)
+    (invalid,) = invalid_rows(slices(body, media_type))
+    assert (invalid.row, invalid.line) == (3, line)
+
+
+def test_an_invalid_row_of_csv_has_its_row_its_line_and_every_fault(rows: list[Row]) -> None:
+    rows[3] |= {"Gender": "somebody's secret", "Customer_Age": 7.5}
+    rows[70]["Credit_Limit"] = "NaN"
+    parsed = slices(as_csv(rows), CSV)
+    assert [(row.row, row.line) for row in invalid_rows(parsed)] == [(3, 5), (70, 72)]
+    assert [place for place, _, _ in invalid_rows(parsed)[0].faults] == ["Customer_Age", "Gender"]
+    assert "secret" not in repr(invalid_rows(parsed))
+    assert [row for part in parsed for row in part.rows] == [row for row in range(120) if row not in (3, 70)]
+    assert columns(parsed) == columns_of([row for number, row in enumerate(rows) if number not in (3, 70)])
+
+
+FAULTS: dict[str, Row] = {
+    "NaN": {"Credit_Limit": float("nan")},
+    "infinity": {"Credit_Limit": float("inf")},
+    "boolean": {"Customer_Age": True},
+    "text": {"Customer_Age": "45"},
+    "null": {"Gender": None},
+    "lone surrogate": {"Gender": "\ud800"},
+    "400 digits": {"Credit_Limit": 10**399},
+}
+
+
+@pytest.mark.parametrize("media_type", [NDJSON, JSON])
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
+def test_an_invalid_value_is_the_only_fault_of_its_row(customer: Row, media_type: str, fault: Row) -> None:
+    parsed = slices(AS_TEXT[media_type]([customer | fault, customer]), media_type)
+    (row,) = invalid_rows(parsed)
+    assert [place for place, _, _ in row.faults] == list(fault)
+    assert columns(parsed) == columns_of([customer])
+
+
+@pytest.mark.parametrize("media_type", [NDJSON, JSON])
+def test_a_row_other_than_an_object_is_invalid(media_type: str) -> None:
+    parsed = slices("5\n{}\n" if media_type == NDJSON else "[5, {}]", media_type)
+    first, second = invalid_rows(parsed)
+    assert [place for place, _, _ in first.faults] == [""]
+    assert {place for place, _, _ in second.faults} == set(Customer.model_fields)
+
+
+MALFORMED: dict[str, dict[str, bytes]] = {
+    CSV: {
+        "empty": b"",
+        "only a header": b"HEADER\n",
+        "a wrong header": b"age,gender\n1,2\n",
+        "no header": b"ROW\nROW\n",
+        "a long row": b"HEADER\nROW\nROW,5\nROW\n",
+        "a short row": b"HEADER\nROW\n45\n",
+        "an unclosed quote": b'HEADER\nROW\n"ROW\n' + b"ROW\n" * 3000,
+        "an unclosed quote at the end": b'HEADER\nROW\n"ROW\n',
+        "a duplicate column": b"HEADER,Gender\nROW,F\n",
+        "not UTF-8": b"HEADER\nROW\n\xff\xfe\n",
+        "UTF-16": "HEADER\nROW\n".encode("utf-16"),
+        "an endless line": b"HEADER\n" + b"5" * 100_000,
+    },
+    NDJSON: {
+        "empty": b"",
+        "only white space": b" \n\t\n",
+        "truncated": b"ROW\n{",
+        "two rows in a line": b"ROW ROW\n",
+        "a row in two lines": b'{"Gender":\n"M"}\n',
+        "trailing comma": b"ROW,\nROW\n",
+        "duplicate name": b'ROW\n{"Gender": "F", "Gender": "M"}\n',
+        "5,000 digits": b"ROW\n" + b"9" * 5000 + b"\n",
+        "deep": b"ROW\n" + b"[" * 10_000 + b"]" * 10_000 + b"\n",
+        "an endless row": b'ROW\n"' + b"x" * 100_000 + b'"\n',
+        "not UTF-8": b'ROW\n"\xff"\n',
+    },
+    JSON: {
+        "empty": b"",
+        "an empty array": b" [ ] ",
+        "an object": b"{}",
+        "truncated": b"[ROW,ROW",
+        "no comma": b"[ROW ROW]",
+        "trailing comma": b"[ROW,]",
+        "text after the array": b"[ROW] []",
+        "duplicate name": b'[ROW,{"Gender": "F", "Gender": "M"}]',
+        "5,000 digits": b"[ROW," + b"9" * 5000 + b"]",
+        "deep": b"[ROW," + b"[" * 10_000 + b"]" * 10_000 + b"]",
+        "deep and truncated": b"[" * 100_000,
+        "not UTF-8": b'[ROW,"\xff"]',
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("media_type", "body"),
+    [
+        pytest.param(media_type, body, id=f"{media_type.partition('/')[2]}-{name}")
+        for media_type, bodies in MALFORMED.items()
+        for name, body in bodies.items()
+    ],
+)
+def test_a_malformed_batch_is_refused_with_a_reason_and_no_value(customer: Row, media_type: str, body: bytes) -> None:
+    secret = {**customer, "Credit_Limit": SECRET}
+    header, line = as_csv([secret]).encode().splitlines()
+    row = line if media_type == CSV else json.dumps(secret).encode()
+    with pytest.raises(MalformedBatch) as refused:
+        slices(body.replace(b"HEADER", header).replace(b"ROW", row), media_type)
+    assert len(str(refused.value)) > 10
+    assert "31415" not in str(refused.value)
+
+
+def test_a_missing_column_of_csv_is_named() -> None:
+    with pytest.raises(MalformedBatch, match="Customer_Age"):
+        slices("name\nsomebody\n", CSV)
+
+
+@pytest.mark.parametrize("media_type", FORMATS)
+@given(data=st.data(), customers=st.lists(CUSTOMERS, min_size=1, max_size=5))
+def test_a_corrupt_batch_is_malformed_or_has_invalid_rows_and_no_error_contains_a_value(
+    media_type: str, data: st.DataObject, customers: list[Row]
+) -> None:
+    body = AS_TEXT[media_type]([customer | {"Credit_Limit": SECRET} for customer in customers]).encode()
+    for _ in range(data.draw(st.integers(1, 3))):
+        start = data.draw(st.integers(0, len(body)))
+        end = data.draw(st.integers(start, min(len(body), start + 10)))
+        piece = data.draw(st.binary(max_size=5) | st.sampled_from([b'"', b",", b"\n", b"{", b"}", b"[", b"]", b"NaN"]))
+        body = body[:start] + piece + body[end:]
+    malformed: MalformedBatch | None = None
+    try:
+        parsed = slices(body, media_type, size=2)
+    except MalformedBatch as error:
+        malformed = error
+    if malformed:
+        assert "31415.9" not in str(malformed)
+    else:
+        assert "31415.9" not in repr(invalid_rows(parsed))
+        assert len(invalid_rows(parsed)) + len(columns(parsed)["Gender"]) > 0
+
+
+@pytest.mark.parametrize("media_type", FORMATS)
+@given(body=st.binary())
+def test_no_bytes_raise_another_error(media_type: str, body: bytes) -> None:
+    with contextlib.suppress(MalformedBatch):
+        slices(body, media_type)
+
+
+def repeated(start: str, line: str) -> Iterator[bytes]:
+    yield start.encode()
+    while True:
+        yield line.encode()
+
+
+class Endless(io.RawIOBase):
+    """A file without an end, which is read as far as the reader asks."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        super().__init__()
+        self._pieces = pieces
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        piece = next(self._pieces)
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+
+@pytest.mark.parametrize("media_type", [CSV, NDJSON])
+def test_the_first_slice_comes_before_the_end_of_the_file(customer: Row, media_type: str) -> None:
+    header, line = as_csv([customer]).splitlines(keepends=True)
+    pieces = repeated(header, line) if media_type == CSV else repeated(*[as_ndjson([customer])] * 2)
+    parsed = parse_rows(io.BufferedReader(Endless(pieces)), media_type, Customer, 100)
+    assert next(parsed).rows == list(range(100))
+    assert next(parsed).rows == list(range(100, 200))
+
+
+SCORED_ROWS = st.builds(ScoredRow, st.integers(0, 10**6), st.floats(0, 1), st.none()) | st.builds(
+    ScoredRow, st.integers(0, 10**6), st.none(), st.sampled_from(["InvalidPrediction", "TooManyAttempts"])
+)
+
+
+def formatted(runs: list[list[ScoredRow]], media_type: str) -> str:
+    """Return the text of a batch's results, written in runs."""
+    pieces = [format_results(run, media_type, is_first=number == 0) for number, run in enumerate(runs)]
+    return (b"".join(pieces) + format_end(media_type)).decode()
+
+
+def as_objects(scored: list[ScoredRow]) -> list[Row]:
+    return [
+        {"row": row.row, "probability": row.probability} if row.error is None else {"row": row.row, "error": row.error}
+        for row in scored
+    ]
+
+
+@given(st.lists(SCORED_ROWS, min_size=1), st.lists(SCORED_ROWS))
+def test_results_survive_a_round_trip_in_each_format(first: list[ScoredRow], second: list[ScoredRow]) -> None:
+    expected = as_objects(first + second)
+    assert [json.loads(line) for line in formatted([first, second], NDJSON).splitlines()] == expected
+    assert json.loads(formatted([first, second], JSON)) == expected
+    table = list(csv.DictReader(io.StringIO(formatted([first, second], CSV), newline="")))
+    found: list[Row] = [
+        {"row": int(row["row"]), "error": row["error"]}
+        if row["error"]
+        else {"row": int(row["row"]), "probability": float(row["probability"])}
+        for row in table
+    ]
+    assert found == expected
+
+
+def test_a_batch_without_results_is_an_empty_text_in_each_format() -> None:
+    assert formatted([[]], NDJSON) == ""
+    assert json.loads(formatted([[]], JSON)) == []
+    assert formatted([[]], CSV) == "row,probability,error\r\n"
+
+
+class Even(BaseModel):
+    """A schema with a validator of its own."""
+
+    number: int
+
+    @field_validator("number")
+    @classmethod
+    def _is_even(cls, number: int) -> int:
+        if number % 2:
+            raise ValueError("odd")
+        return number
+
+
+class Reversed(BaseModel):
+    """A schema that reads a field under another name."""
+
+    number: int = Field(validation_alias="rebmun")
+
+
+class Closed(BaseModel):
+    """A schema that allows no other fields."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    number: int
+
+
+class Defaulted(BaseModel):
+    """A schema with a field that may be missing."""
+
+    number: int
+    other: int = 7
+
+
+class Named(BaseModel):
+    """A schema with a constraint, and a validator in the type of the field."""
+
+    name: Annotated[str, Field(max_length=3), AfterValidator(str.upper)]
+
+
+@pytest.mark.parametrize(
+    ("schema", "rows", "columns", "invalid"),
+    [
+        (Even, [{"number": 2}, {"number": 3}], {"number": [2]}, [1]),
+        (Reversed, [{"rebmun": 2}, {"number": 3}], {"number": [2]}, [1]),
+        (Closed, [{"number": 2}, {"number": 3, "more": 1}], {"number": [2]}, [1]),
+        (Defaulted, [{"number": 2}, {"number": 3, "other": 4}], {"number": [2, 3], "other": [7, 4]}, []),
+        (Named, [{"name": "a"}, {"name": "abcd"}, {"name": "b"}], {"name": ["A", "B"]}, [1]),
+        (Named, [{"name": "a"}, {"name": "b"}], {"name": ["A", "B"]}, []),
+    ],
+    ids=["validator", "alias", "extra fields", "default", "constraint", "validator in the type"],
+)
+def test_every_rule_of_the_schema_applies_to_a_batch(
+    schema: type[BaseModel], rows: list[Row], columns: dict[str, list[Any]], invalid: list[int]
+) -> None:
+    for media_type in (NDJSON, JSON):
+        (part,) = parse_rows(io.BytesIO(AS_TEXT[media_type](rows).encode()), media_type, schema, 50)
+        assert part.columns == columns
+        assert [row.row for row in part.invalid] == invalid
+
+
+@pytest.mark.parametrize("media_type", FORMATS)
+@pytest.mark.parametrize("at", [0, 60])
+def test_a_whole_number_with_a_point_is_an_integer(rows: list[Row], media_type: str, at: int) -> None:
+    rows[at]["Customer_Age"] = float(rows[at]["Customer_Age"])
+    parsed = slices(AS_TEXT[media_type](rows), media_type)
+    assert columns(parsed) == columns_of(rows)
+    assert {type(age) for age in columns(parsed)["Customer_Age"]} == {int}
