@@ -54,19 +54,22 @@ class DeliveryPolicy:
             is_dead_letter: it comes from the dead-letter queue.
 
         Raises:
-            Unavailable: the broker or the result store failed; the message must go back to the queue.
+            Unavailable: the broker failed; the message must go back to the queue.
         """
         if is_dead_letter:
-            self.split_and_requeue(message, max(retries + 1, MAX_RETRIES))
-        elif len(message.ids) > 1 and (retries or is_redelivered):
-            self.split_and_requeue(message, retries)
-        else:
-            try:
-                self._predict_and_save(message, model)
-            except ResultStoreUnavailable as error:
-                logger.warning("message goes to the end of the queue %s reason=%s", message.label, error)
-                self._publisher.publish(message, retries)
-                self._publisher.close()  # as in split_and_requeue
+            retries = max(retries + 1, MAX_RETRIES)
+        is_split = is_dead_letter or retries > MAX_RETRIES or (len(message.ids) > 1 and (retries or is_redelivered))
+        deadline = time.monotonic() + STORE_RETRY_S
+        try:
+            if is_split:
+                retry_until(deadline, lambda: self.split_and_requeue(message, retries))
+            else:
+                self._predict_and_save(message, model, deadline)
+        except ResultStoreUnavailable as error:
+            # Not requeued: a requeue counts as a delivery, and a long outage would exhaust the delivery limit.
+            logger.warning("message goes to the end of the queue %s reason=%s", message.label, error)
+            self._publisher.publish(message, retries)
+            self._publisher.close()  # as in split_and_requeue
 
     def split_and_requeue(self, message: Message[Any], retries: int) -> None:
         """Publish each pending prediction in a message of its own; after four lost attempts, store a failure instead.
@@ -93,9 +96,8 @@ class DeliveryPolicy:
         self._stores.predictions.close()
         self._stores.batches.close()
 
-    def _predict_and_save(self, message: Message[Any], model: Model) -> None:
+    def _predict_and_save(self, message: Message[Any], model: Model, deadline: float) -> None:
         """Predict the pending customers of a message, and store all outcomes."""
-        deadline = time.monotonic() + STORE_RETRY_S
         pending, expired = retry_until(deadline, lambda: message.look_up(self._stores))
         outcomes = dict(expired)
         if pending:

@@ -350,15 +350,36 @@ def test_a_dead_letter_without_attempts_left_is_a_failure(
     assert taken(servers, PREDICTIONS) == []
 
 
-@pytest.mark.parametrize("retries", [0, 2])
-def test_a_message_whose_result_store_is_away_goes_to_the_end_of_the_queue(
-    servers: Servers, predictions: PredictionMessage, model: ChurnModel, retries: int
+@pytest.mark.parametrize(
+    ("kind", "retries", "published_retries"),
+    [("new", 0, 0), ("redelivered", 0, 0), ("new", 2, 2), ("new", 4, 4), ("dead letter", 0, 3), ("dead letter", 3, 4)],
+)
+def test_a_message_whose_result_store_is_away_goes_whole_to_the_end_of_the_queue(
+    servers: Servers,
+    predictions: PredictionMessage,
+    chunk: ChunkMessage,
+    model: ChurnModel,
+    kind: Literal["new", "redelivered", "dead letter"],
+    retries: int,
+    published_retries: int,
+) -> None:
+    with opened(servers.broker_uri, f"redis://127.0.0.1:{free_port()}/0") as delivery:
+        process(delivery, predictions, model, retries=retries, kind=kind)
+        process(delivery, chunk, model, retries=retries, kind=kind)
+    assert Pipeline.calls == []
+    assert taken(servers, PREDICTIONS) == [(predictions.ids, published_retries)]
+    assert taken(servers, BATCHES) == [(chunk.ids, published_retries)]
+
+
+def test_a_single_prediction_without_attempts_left_is_a_failure(
+    delivery: DeliveryPolicy, prediction_store: PredictionStore, predictions: PredictionMessage, model: ChurnModel
 ) -> None:
     (single,) = predictions.split(predictions.ids[:1])
-    with opened(servers.broker_uri, f"redis://127.0.0.1:{free_port()}/0") as delivery:
-        process(delivery, single, model, retries=retries)
+    process(delivery, single, model, retries=MAX_RETRIES + 1)
+    assert prediction_store.look_up(single.ids) == {
+        single.ids[0]: StoredPrediction(State.FAILURE, error="TooManyAttempts")
+    }
     assert Pipeline.calls == []
-    assert taken(servers, PREDICTIONS) == [(single.ids, retries)]
 
 
 @pytest.mark.parametrize("is_broker_away", [True, False])
