@@ -15,10 +15,12 @@ from api.backpressure import Backlog
 from api.batch_intake import BatchIntake
 from api.completion import CompletionListener
 from api.group_commit import GroupCommitter
+from api.http.access_log import AccessLogFilter
 from api.http.auth import APIKeyMiddleware, parse_digests
 from api.http.exception_handlers import add_exception_handlers
-from api.http.header_limit import limit_header_size
+from api.http.head import HeadMiddleware
 from api.http.openapi import customize_openapi
+from api.http.protocol import limit_connections
 from api.http.shutdown import release_on_stop
 from api.http.swagger import add_docs
 from api.readiness import ReadinessCheck
@@ -36,8 +38,8 @@ from models import Customer
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Create the services; close them after the last response."""
-    limit_header_size()
-    logging.getLogger("uvicorn.access").addFilter(_is_not_a_probe)
+    limit_connections(head_timeout_s=settings.head_timeout_s, body_timeout_s=settings.body_timeout_s)
+    logging.getLogger("uvicorn.access").addFilter(AccessLogFilter())
     async with AsyncExitStack() as stack:
         app.state.services = services = _create_services(settings, stack)
         release_on_stop(services.completions.release)
@@ -100,11 +102,6 @@ def _create_services(settings: Settings, stack: AsyncExitStack) -> Services:
     )
 
 
-def _is_not_a_probe(record: logging.LogRecord) -> bool:
-    """Return whether a record of uvicorn's access log is not about a health probe."""
-    return not (isinstance(record.args, tuple) and record.args[2] in {"/livez", "/readyz"})
-
-
 app = FastAPI(
     title="Churn predictions",
     description="Accepts the features of a bank's customer, answers with a task id at once, computes the probability "
@@ -122,5 +119,6 @@ add_exception_handlers(app)
 api.batches.add_batch_exception_handlers(app)
 add_docs(app)
 customize_openapi(app, is_key_required=bool(settings.api_keys))
+app.add_middleware(HeadMiddleware)
 if digests := parse_digests(settings.api_keys):
     app.add_middleware(APIKeyMiddleware, digests=digests)

@@ -27,7 +27,6 @@ MAX_JSON_BYTES = 8 * 1024 * 1024
 
 _MAX_LINE = 64 * 1024  # characters (CSV) or bytes (NDJSON): an unclosed quote must not consume the whole file
 _VALIDATED_AT_ONCE = 250  # rows; Pydantic needs about a millisecond for them, during which no other thread runs
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 NumberedRow = tuple[int | None, Any]
 """A row with the line in which it begins, from 1; None in a JSON array."""
@@ -168,7 +167,7 @@ def _faults(error: ValidationError) -> list[tuple[str, str, str]]:
 
 def _parse_json_array(file: IO[bytes], _schema: type[BaseModel]) -> Iterator[NumberedRow]:
     try:
-        rows = parse_json(file.read().removeprefix(_BYTE_ORDER_MARK))
+        rows = parse_json(file.read())
     except NotJSON as error:
         raise MalformedBatch(f"the body is not valid JSON: {error}") from error
     if not isinstance(rows, list):
@@ -183,8 +182,6 @@ def _parse_ndjson(file: IO[bytes], _schema: type[BaseModel]) -> Iterator[Numbere
         line += 1
         if len(text) > _MAX_LINE:
             raise MalformedBatch(f"line {line} is longer than {_MAX_LINE} bytes")
-        if line == 1:
-            text = text.removeprefix(_BYTE_ORDER_MARK)
         if not text.isspace():
             try:
                 yield line, parse_json(text)

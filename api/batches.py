@@ -9,7 +9,9 @@ from fastapi.responses import StreamingResponse
 
 from api.batch_formats import CSV, JSON, NDJSON, InvalidRow, format_end, format_results
 from api.http.auth import PathId, issue_id
+from api.http.content_headers import read_content_headers
 from api.http.parameters import best_media_type
+from api.http.paths import public_path
 from api.http.problems import ProblemType, problem, problem_responses
 from api.http.responses import NO_STORE, RETRY_AFTER_S, accepted_headers, accepted_responses, model_response
 from api.services import get_services
@@ -28,8 +30,11 @@ router = APIRouter(tags=["batches"])
     responses=accepted_responses(AcceptedBatch, "Accepted")
     | problem_responses(
         ProblemType.MALFORMED_BATCH,
+        ProblemType.BODY_TIMEOUT,
         ProblemType.BATCH_TOO_LARGE,
+        ProblemType.UNSUPPORTED_ENCODING,
         ProblemType.UNSUPPORTED_MEDIA_TYPE,
+        ProblemType.BAD_PARAMETER,
         ProblemType.INVALID_ROWS,
         ProblemType.OVERLOADED,
         ProblemType.INTERNAL_ERROR,
@@ -52,7 +57,7 @@ async def accept_batch(request: Request, on_error: Literal["skip", "reject"] = "
     Rows that are not valid customers are named in the response and left out. With `on_error=reject` the whole batch is
     refused instead.
     """
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    media_type, _ = read_content_headers(request)
     if media_type not in (CSV, NDJSON, JSON):
         return problem(ProblemType.UNSUPPORTED_MEDIA_TYPE, f"Send {CSV}, {NDJSON} or {JSON}.")
     receipt = await get_services(request).batch_intake.accept(
@@ -64,7 +69,7 @@ async def accept_batch(request: Request, on_error: Literal["skip", "reject"] = "
         refused=receipt.refused,
         rows=[_refused_row(row) for row in receipt.listed],
     )
-    headers = accepted_headers(f"/churn/batches/{receipt.batch_id}")
+    headers = accepted_headers(public_path(request.scope, f"/churn/batches/{receipt.batch_id}"))
     return model_response(accepted, HTTPStatus.ACCEPTED, headers, exclude_none=True)
 
 
@@ -91,7 +96,9 @@ async def get_batch(batch_id: PathId, request: Request) -> Response:
     )
     if stored.is_finished:
         return model_response(progress, HTTPStatus.OK, {"Cache-Control": "no-store"})
-    return model_response(progress, HTTPStatus.ACCEPTED, accepted_headers(f"/churn/batches/{batch_id}"))
+    return model_response(
+        progress, HTTPStatus.ACCEPTED, accepted_headers(public_path(request.scope, f"/churn/batches/{batch_id}"))
+    )
 
 
 _RESULTS: dict[str, Any] = {media_type: {"schema": {"type": "string"}} for media_type in (NDJSON, CSV)} | {
@@ -139,7 +146,10 @@ async def get_batch_results(batch_id: PathId, request: Request) -> Response:
     headers = {"Cache-Control": "no-store", "Vary": "Accept"}
     if not stored.is_finished:
         headers["Retry-After"] = str(RETRY_AFTER_S)
-    return StreamingResponse(body(), HTTPStatus.OK if stored.is_finished else HTTPStatus.ACCEPTED, headers, media_type)
+    status = HTTPStatus.OK if stored.is_finished else HTTPStatus.ACCEPTED
+    if request.scope["http_version"] == "1.0":  # it has no chunked coding, so the length must be known
+        return Response(b"".join([part async for part in body()]), status, headers, media_type)
+    return StreamingResponse(body(), status, headers, media_type)
 
 
 @router.delete(

@@ -12,6 +12,7 @@ from api.completion import Completion
 from api.http.auth import PathId, issue_id, scoped_key
 from api.http.json_route import StrictJSONRoute
 from api.http.parameters import CANCEL_AFTER, EXPLAIN, IDEMPOTENCY_KEY, PREFER, openapi_parameters, preferred_wait_s
+from api.http.paths import public_path
 from api.http.problems import ProblemType, problem, problem_responses
 from api.http.responses import NO_STORE, accepted_headers, accepted_responses, model_response
 from api.services import Services, get_services
@@ -25,7 +26,7 @@ router = APIRouter(
     route_class=StrictJSONRoute, tags=["predictions"], responses=problem_responses(ProblemType.INTERNAL_ERROR)
 )
 
-_CHECK_CLIENT_EVERY_S = 5  # a client that disconnected needs no waiter
+_WATCH_CLIENT_AFTER_S = 1  # most predictions complete within milliseconds: they need no task that watches the client
 
 _PROCESSING = accepted_responses(Task, "Not computed yet")
 
@@ -40,11 +41,14 @@ _PROCESSING = accepted_responses(Task, "Not computed yet")
     | problem_responses(
         ProblemType.NOT_JSON,
         ProblemType.BAD_HEADER,
+        ProblemType.BODY_TIMEOUT,
         ProblemType.IDEMPOTENCY_KEY_IN_USE,
         ProblemType.DELETED,
         ProblemType.EXPIRED,
         ProblemType.TOO_LARGE,
+        ProblemType.UNSUPPORTED_ENCODING,
         ProblemType.NOT_JSON_TYPE,
+        ProblemType.BAD_PARAMETER,
         ProblemType.INVALID_FEATURES,
         ProblemType.NOT_EXPLAINABLE,
         ProblemType.IDEMPOTENCY_KEY_REUSED,
@@ -170,26 +174,34 @@ async def _respond(  # noqa: PLR0913 - the request, and the state of its predict
             if not is_just_accepted:
                 raise
         headers["Preference-Applied"] = f"wait={wait_s}"
-    return _prediction_response(task_id, stored, headers)
+    return _prediction_response(request, task_id, stored, headers)
 
 
 async def _wait(request: Request, completion: Completion, wait_s: int) -> StoredPrediction | None:
-    """Wait for a completion; return None if there is none in time, or if the client disconnected."""
-    for elapsed_s in range(0, wait_s, _CHECK_CLIENT_EVERY_S):
-        await asyncio.wait({completion}, timeout=min(_CHECK_CLIENT_EVERY_S, wait_s - elapsed_s))
-        if completion.done():
-            return completion.result()
-        if await request.is_disconnected():
-            break
-    return None
+    """Wait for a completion; return None if there is none in time, or as soon as the client disconnects."""
+    first_s = min(_WATCH_CLIENT_AFTER_S, wait_s)
+    await asyncio.wait({completion}, timeout=first_s)
+    if not completion.done() and wait_s > first_s:
+        disconnected = asyncio.create_task(_await_disconnect(request))
+        completion.add_done_callback(lambda _: disconnected.cancel())
+        await asyncio.wait({disconnected}, timeout=wait_s - first_s)
+        disconnected.cancel()
+    return completion.result() if completion.done() else None
 
 
-def _prediction_response(task_id: str, stored: StoredPrediction | None, headers: dict[str, str]) -> Response:
+async def _await_disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":  # a request without a body has an empty first part
+        pass
+
+
+def _prediction_response(
+    request: Request, task_id: str, stored: StoredPrediction | None, headers: dict[str, str]
+) -> Response:
     if stored is None:
         return problem(ProblemType.UNKNOWN_TASK, "Send the customer to POST /churn/predict again.")
     match stored.state:
         case State.QUEUED:
-            headers |= accepted_headers(f"/churn/result/{task_id}")
+            headers |= accepted_headers(public_path(request.scope, f"/churn/result/{task_id}"))
             return model_response(Task(task_id=task_id), HTTPStatus.ACCEPTED, headers)
         case State.REVOKED:
             kind = ProblemType.EXPIRED if stored.error == Expired.__name__ else ProblemType.DELETED

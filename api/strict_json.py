@@ -5,6 +5,8 @@ from typing import Any
 
 from celery_task_app.errors import NotJSON
 
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # RFC 8259 permits to ignore it
+
 
 def parse_json(text: bytes) -> Any:
     """Return the value of a JSON text.
@@ -14,7 +16,7 @@ def parse_json(text: bytes) -> Any:
             number has too many digits. The message never repeats a value.
     """
     try:
-        return _decode(text.decode())
+        return _decode(text.removeprefix(_BYTE_ORDER_MARK).decode())
     except UnicodeDecodeError as error:
         raise NotJSON(f"It is not UTF-8 at byte {error.start}") from error
     except json.JSONDecodeError as error:

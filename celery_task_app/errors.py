@@ -9,6 +9,7 @@ ChurnServiceError
 │   └── GoldenRowMismatch       a golden row gets another probability than at training
 ├── BadBody                   the body of a request cannot be read
 │   ├── BodyTooLarge            it is longer than its route reads
+│   ├── UnsupportedEncoding     it is compressed, or not UTF-8
 │   ├── NotJSON                 its syntax or its encoding is wrong
 │   └── NotJSONType             its Content-Type is not JSON
 ├── PredictionError           one customer cannot be predicted; others can
@@ -69,6 +70,10 @@ class BadBody(ChurnServiceError):
 
 class BodyTooLarge(BadBody):
     """The body is longer than its route reads."""
+
+
+class UnsupportedEncoding(BadBody):
+    """The body has a Content-Encoding, or a charset other than UTF-8."""
 
 
 class NotJSON(BadBody):

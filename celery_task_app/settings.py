@@ -56,6 +56,12 @@ class Settings(BaseSettings):
     body_max_bytes: int = Field(default=16_384, ge=1_024)
     """Longest body of `POST /churn/predict`, in bytes; beyond it the answer is 413."""
 
+    head_timeout_s: int = Field(default=10, ge=1)
+    """Seconds until the API closes a connection that has not sent the whole head of a request."""
+
+    body_timeout_s: int = Field(default=10, ge=1)
+    """Seconds that a body may take to arrive, besides one second for each 8 KiB; beyond it the answer is 408."""
+
     batch_max_bytes: int = Field(default=67_108_864, ge=1)
     """Longest body of a batch, in bytes."""
 

@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 from pydantic import AfterValidator
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from api.http.paths import route_path
 from api.http.problems import ProblemType, problem
 
 OPEN_PATHS = {"/livez", "/readyz", "/docs", "/openapi.json"}
@@ -34,7 +35,7 @@ class APIKeyMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer 401, or pass the request on with its caller."""
-        if scope["type"] == "http" and not _is_open(scope["path"]):
+        if scope["type"] == "http" and not _is_open(route_path(scope)):
             caller = self._authenticate(scope)
             if caller is None:
                 refusal = problem(ProblemType.UNAUTHORIZED, "Send `Authorization: Bearer KEY` with a valid API key.")

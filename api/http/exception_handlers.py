@@ -12,10 +12,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import compile_path
 
+from api.http.paths import route_path
 from api.http.problems import MEDIA_TYPE, ProblemType, problem
 from api.http.responses import RETRY_AFTER_S
 from celery_task_app.errors import ChurnServiceError
 from models import Fault
+
+_KINDS = {"header": ProblemType.BAD_HEADER, "query": ProblemType.BAD_PARAMETER}
+"""The problem type by the place of a fault; every other place is in the body."""
 
 
 def add_exception_handlers(app: FastAPI) -> None:
@@ -35,7 +39,10 @@ async def _service_error(_request: Request, error: ChurnServiceError) -> Respons
     kind = ProblemType.of(error)
     if kind is ProblemType.INTERNAL_ERROR:
         raise error  # so that the traceback is logged
-    return problem(kind, f"{error}.", getattr(error, "retry_after_s", RETRY_AFTER_S))
+    response = problem(kind, f"{error}.", getattr(error, "retry_after_s", RETRY_AFTER_S))
+    if kind is ProblemType.UNSUPPORTED_ENCODING:
+        response.headers["Accept-Encoding"] = "identity"  # RFC 9110, 15.5.16
+    return response
 
 
 async def _validation_error(_request: Request, error: RequestValidationError) -> Response:
@@ -45,8 +52,7 @@ async def _validation_error(_request: Request, error: RequestValidationError) ->
         Fault(pointer="/".join(["#", *map(str, fault["loc"][1:])]), code=fault["type"], message=fault["msg"])
         for fault in faults
     ]
-    is_header = any(fault["loc"][0] == "header" for fault in faults)
-    kind = ProblemType.BAD_HEADER if is_header else ProblemType.INVALID_FEATURES
+    kind = _KINDS.get(str(faults[0]["loc"][0]), ProblemType.INVALID_FEATURES)
     return problem(kind, "See errors.", errors=[fault.model_dump() for fault in named])
 
 
@@ -64,8 +70,9 @@ def _allowed_methods(request: Request) -> list[str]:
     """Return the methods of a path, from OpenAPI; the framework names those of the first matching route only."""
     for template, operations in request.app.openapi()["paths"].items():
         pattern: re.Pattern[str] = compile_path(template)[0]
-        if pattern.match(request.scope["path"]):
-            return sorted(method.upper() for method in operations)
+        if pattern.match(route_path(request.scope)):
+            methods = {method.upper() for method in operations}
+            return sorted(methods | {"HEAD"} if "GET" in methods else methods)
     return ["GET", "HEAD"]  # paths that are not in OpenAPI: /docs and its assets
 
 

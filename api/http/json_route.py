@@ -13,6 +13,7 @@ from fastapi.routing import APIRoute
 from pydantic import TypeAdapter, ValidationError
 from starlette.requests import ClientDisconnect
 
+from api.http.content_headers import read_content_headers
 from api.services import get_services
 from api.strict_json import parse_json
 from celery_task_app.errors import BodyTooLarge, NotJSON, NotJSONType
@@ -39,9 +40,10 @@ class StrictJSONRoute(APIRoute):
         endpoint = self.endpoint
 
         async def handle(request: Request) -> Response:
-            if not _is_json(request.headers.get("content-type", "")):
+            media_type, announced = read_content_headers(request)
+            if not _is_json(media_type):
                 raise NotJSONType("Send the body with Content-Type: application/json")
-            body = await read_body(request, get_services(request).body_max_bytes)
+            body = await _read_body(request, announced, get_services(request).body_max_bytes)
             if not body:
                 raise RequestValidationError([{"type": "missing", "loc": ("body",), "msg": "Field required"}])
             try:
@@ -55,14 +57,13 @@ class StrictJSONRoute(APIRoute):
         return handle
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
+async def _read_body(request: Request, announced: int, max_bytes: int) -> bytes:
     """Return the body. FastAPI's `max_body_size` would answer plain text, not a problem.
 
     Raises:
         BodyTooLarge: Content-Length exceeds the limit, or the bytes that have arrived do.
         NotJSON: the client closed the connection before the body was complete.
     """
-    announced = int(request.headers.get("content-length", 0))  # the server has checked that it is a number
     if announced > max_bytes:
         raise BodyTooLarge(f"The limit is {max_bytes} bytes")
     body = bytearray()
@@ -76,6 +77,5 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     return bytes(body)
 
 
-def _is_json(content_type: str) -> bool:
-    kind = content_type.partition(";")[0].strip().lower()
-    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
+def _is_json(media_type: str) -> bool:
+    return media_type == "application/json" or (media_type.startswith("application/") and media_type.endswith("+json"))

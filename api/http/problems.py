@@ -47,6 +47,19 @@ class ProblemType(Enum):
         "the body has more than `BODY_MAX_BYTES`",
         errors.BodyTooLarge,
     )
+    BODY_TIMEOUT = (
+        "body-timeout",
+        HTTPStatus.REQUEST_TIMEOUT,
+        "Body too slow",
+        "the body paused for more than `BODY_TIMEOUT_S`, or arrived at less than 8 KiB a second",
+    )
+    UNSUPPORTED_ENCODING = (
+        "unsupported-encoding",
+        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        "Body must be UTF-8 without a Content-Encoding",
+        "the body has a `Content-Encoding`, such as gzip, or declares another `charset` than UTF-8",
+        errors.UnsupportedEncoding,
+    )
     NOT_JSON_TYPE = (
         "not-json-type",
         HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
@@ -65,6 +78,12 @@ class ProblemType(Enum):
         HTTPStatus.BAD_REQUEST,
         "Invalid header",
         "`Idempotency-Key` or `Cancel-After` has an invalid value; `errors` says why",
+    )
+    BAD_PARAMETER = (
+        "bad-parameter",
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        "Invalid query parameter",
+        "`explain` or `on_error` has an invalid value; `errors` says why",
     )
     IDEMPOTENCY_KEY_IN_USE = (
         "idempotency-key-in-use",

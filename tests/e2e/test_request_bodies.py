@@ -60,6 +60,25 @@ def test_another_content_type_is_415(service: Service, customer: dict[str, Any],
     assert_problem(service.post_body(json.dumps(customer), content_type), ProblemType.NOT_JSON_TYPE)
 
 
+@pytest.mark.parametrize(
+    "headers", [{"content-encoding": "gzip"}, {"content-type": "application/json; charset=latin1"}]
+)
+@pytest.mark.parametrize("path", ["/churn/predict", "/churn/batches"])
+def test_an_encoding_other_than_utf_8_is_415(service: Service, path: str, headers: dict[str, str]) -> None:
+    fields = {"content-type": "application/json", **headers}
+    response = service.request("POST", path, data=b"{}", headers=fields)
+    assert_problem(response, ProblemType.UNSUPPORTED_ENCODING)
+    assert response.headers["accept-encoding"] == "identity"
+
+
+@pytest.mark.parametrize(("path", "status"), [("/churn/predict?explain=1", 422), ("/churn/batches?on_error=x", 422)])
+def test_a_bad_query_parameter_is_not_blamed_on_the_features(
+    service: Service, customer: dict[str, Any], path: str, status: int
+) -> None:
+    body = customer if "predict" in path else [customer]
+    assert assert_problem(service.request("POST", path, json=body), ProblemType.BAD_PARAMETER)["status"] == status
+
+
 @pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", "Application/JSON", "application/ld+json"])
 def test_every_json_media_type_is_accepted(service: Service, customer: dict[str, Any], content_type: str) -> None:
     assert service.post_body(json.dumps(customer), content_type).status_code == 202

@@ -1,0 +1,195 @@
+"""Limits of one connection: the size of a request's head, and the time until a head or a body is complete.
+
+uvicorn and httptools have none of these limits, and no option for them. `--http module:Class` would be uvicorn's
+extension point, but plain `uvicorn app:app` does not use it. So uvicorn is made to create instances of a subclass;
+docs/adr/0002 says when this can go.
+"""
+
+import asyncio
+from http import HTTPStatus
+from typing import Any
+
+from fastapi.responses import JSONResponse
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from api.http.problems import MEDIA_TYPE, ProblemType, problem
+
+MAX_HEAD_BYTES = 65_536
+"""Most bytes of the request line, the headers and the trailers together; the limit of h11, uvicorn's other parser."""
+
+LEAST_BYTES_PER_S = 8_192
+"""A body may take one second more for each of these bytes."""
+
+for _name in (
+    "connection_made",
+    "connection_lost",
+    "data_received",
+    "send_400_response",
+    "on_message_begin",
+    "on_url",
+    "on_header",
+    "on_headers_complete",
+    "on_body",
+    "on_message_complete",
+    "on_response_complete",
+    "timeout_keep_alive_handler",
+):
+    if not hasattr(HttpToolsProtocol, _name):
+        raise ImportError(f"uvicorn's HttpToolsProtocol has no {_name} any more: see docs/adr/0002")
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol with limits.
+
+    Attributes:
+        head_timeout_s: seconds until the head of a request is complete, from the connection or the last response.
+        body_timeout_s: seconds until a body is complete, without those of LEAST_BYTES_PER_S.
+    """
+
+    head_timeout_s = 10.0
+    body_timeout_s = 10.0
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        """Create the protocol of one connection, as uvicorn does."""
+        super().__init__(*arguments, **options)
+        self._head_bytes = 0
+        self._silent_bytes = 0  # since the last callback of the parser: it buffers an incomplete header without limit
+        self._is_silent = True
+        self._is_head_complete = False
+        self._is_started = False  # `self.cycle` is the request that is being parsed, not an earlier one
+        self._is_refused = False
+        self._due: float | None = None  # None: a complete request is being answered
+        self._body_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the timer of the connection. One timer checks all of its requests, so a request starts none."""
+        super().connection_made(transport)
+        self._due = self.loop.time() + self.head_timeout_s
+        self._timer = self.loop.call_at(self._due, self._check_time)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the timer."""
+        self._timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse data; refuse a head that is too large, complete or not."""
+        if self._is_refused:
+            return
+        self._is_silent = True
+        super().data_received(data)
+        self._silent_bytes = self._silent_bytes + len(data) if self._is_silent else 0
+        if self._head_bytes + self._silent_bytes > MAX_HEAD_BYTES:
+            detail = f"The request line, the headers and the trailers may have {MAX_HEAD_BYTES} bytes together."
+            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, _framework_problem(431, detail))
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer a request that is not HTTP with a problem; uvicorn's own answer is plain text."""
+        self._refuse(HTTPStatus.BAD_REQUEST, _framework_problem(400, msg))
+
+    def on_message_begin(self) -> None:
+        """Begin a request."""
+        self._is_silent = False
+        self._head_bytes = self._body_bytes = 0
+        self._is_head_complete = self._is_started = False
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        """Count the request line."""
+        self._is_silent = False
+        self._head_bytes += len(url)
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Count a header or a trailer. Trailers are dropped: uvicorn would add them to the headers."""
+        self._is_silent = False
+        self._head_bytes += len(name) + len(value) + 4  # a colon, a space and the end of the line
+        if not self._is_head_complete and self._head_bytes <= MAX_HEAD_BYTES:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Start the request, and the time of its body."""
+        self._is_silent = False
+        self._is_head_complete = True
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._is_refused = True  # `data_received` answers
+            return
+        self._is_started = True
+        self._due = self.loop.time() + self.body_timeout_s
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Count a part of the body."""
+        if self._is_refused:
+            return
+        self._is_silent = False
+        self._body_bytes += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """End the time of the body."""
+        if self._is_refused:
+            return
+        self._is_silent = False
+        if not self.cycle.response_complete:
+            self._due = None
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Start the time of the next head. The rest of a body that the API has not read must arrive within it too."""
+        if not self.pipeline:
+            self._due = self.loop.time() + self.timeout_keep_alive + self.head_timeout_s
+        elif self._due is not None:  # the body of the next request: reading was paused
+            self._due = self.loop.time() + self.body_timeout_s
+        super().on_response_complete()
+
+    def _check_time(self) -> None:
+        """Close the connection if its head or its body is late; else check again when it would be late."""
+        now = self.loop.time()
+        due = self._due
+        is_body = self._is_started and not self.cycle.response_complete
+        if due is not None and is_body:
+            due += self._body_bytes / LEAST_BYTES_PER_S
+            if self.flow.read_paused:  # the API reads slowly; the client is not late
+                self._due = due = now + self.body_timeout_s
+        if due is not None and due <= now:
+            if is_body:
+                detail = (
+                    f"It may pause for {self.body_timeout_s:g} s in all, and needs {LEAST_BYTES_PER_S} bytes a second."
+                )
+                self._refuse(HTTPStatus.REQUEST_TIMEOUT, problem(ProblemType.BODY_TIMEOUT, detail))
+            else:
+                self.transport.close()
+            return
+        self._timer = self.loop.call_at(now + self.head_timeout_s if due is None else due, self._check_time)
+
+    def _refuse(self, status: int, response: JSONResponse) -> None:
+        """Answer with a problem, unless another response is not complete, and close the connection."""
+        self._is_refused = True
+        is_own = self._is_started and not self.pipeline and not self.cycle.response_started
+        if self.cycle is None or self.cycle.response_complete or is_own:
+            lines = [b"%s: %s\r\n" % header for header in response.raw_headers]
+            parts = (STATUS_LINE[status], *lines, b"connection: close\r\n\r\n", bytes(response.body))
+            self.transport.write(b"".join(parts))
+        self.transport.close()
+
+
+def limit_connections(*, head_timeout_s: float, body_timeout_s: float) -> None:
+    """Make the server of this process create bounded protocols.
+
+    Args:
+        head_timeout_s: seconds until a connection without a complete head is closed.
+        body_timeout_s: seconds that a body may take, besides one second for each LEAST_BYTES_PER_S.
+    """
+    BoundedProtocol.head_timeout_s, BoundedProtocol.body_timeout_s = head_timeout_s, body_timeout_s
+
+    def create(_class: type[HttpToolsProtocol], *_arguments: object, **_options: object) -> BoundedProtocol:
+        return object.__new__(BoundedProtocol)
+
+    HttpToolsProtocol.__new__ = create  # type: ignore[assignment,method-assign]
+
+
+def _framework_problem(status: int, detail: str) -> JSONResponse:
+    """Return a problem without a type of its own."""
+    body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
+    return JSONResponse(body, status, media_type=MEDIA_TYPE)
