@@ -5,6 +5,7 @@ Pub/sub is not durable, so every (re)subscription is followed by one read of all
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,8 @@ from celery_task_app.store.predictions import COMPLETIONS, AsyncPredictionStore,
 logger = logging.getLogger(__name__)
 
 _RECONNECT_PAUSE_S = 0.5
+_PING_AFTER_S = 1
+_LOST_AFTER_S = 3  # without a message or an answer to a ping: the network has dropped the connection silently
 _CANCEL_AGAIN_S = 0.1
 
 Completion = asyncio.Future[StoredPrediction | None]
@@ -52,12 +55,18 @@ class CompletionListener:
         self._waiters: dict[str, list[Completion]] = {}
         self._free = max_waiters
         self._is_released = False
+        self._is_subscribed = False
         self._listening = asyncio.create_task(self._listen())
 
     @property
     def is_full(self) -> bool:
         """Whether no more waiters are admitted."""
         return self._is_released or self._free <= 0
+
+    @property
+    def is_subscribed(self) -> bool:
+        """Whether the result store answers on the subscription; without it no waiter learns of a completion."""
+        return self._is_subscribed
 
     @contextmanager
     def subscribe(self, task_id: str) -> Iterator[Completion]:
@@ -89,23 +98,33 @@ class CompletionListener:
     async def _listen(self) -> None:
         is_loss_logged = False
         while True:
+            reason = "no answer to a ping"
             try:
-                async with self._connect() as client, client.pubsub() as pubsub:
-                    await pubsub.subscribe(COMPLETIONS)
-                    while True:
-                        await self._handle(await pubsub.get_message(timeout=5))
-                        is_loss_logged = False
+                await self._receive()
             except Exception as error:  # noqa: BLE001 - keep the listener alive: later waiters depend on it
-                if not is_loss_logged:
-                    logger.warning("subscription to completions lost: %r", error)
-                is_loss_logged = True
+                reason = repr(error)
+            if self._is_subscribed or not is_loss_logged:
+                logger.warning("subscription to completions lost: %s", reason)
+            is_loss_logged, self._is_subscribed = True, False
             await asyncio.sleep(_RECONNECT_PAUSE_S)
 
-    async def _handle(self, message: dict[str, Any] | None) -> None:
-        if message is None:
-            return
+    async def _receive(self) -> None:
+        """Subscribe, and handle messages until the result store answers no ping."""
+        async with self._connect() as client, client.pubsub() as pubsub:
+            await pubsub.subscribe(COMPLETIONS)
+            heard = time.monotonic()
+            while time.monotonic() - heard < _LOST_AFTER_S:
+                message = await pubsub.get_message(timeout=_PING_AFTER_S)
+                if message is None:
+                    await pubsub.ping()
+                else:
+                    heard = time.monotonic()
+                    await self._handle(message)
+
+    async def _handle(self, message: dict[str, Any]) -> None:
         if message["type"] == "subscribe":
             await self._read_awaited()
+            self._is_subscribed = True
         elif message["type"] == "message":
             self._on_completion(message["data"])
             if self._waiters:

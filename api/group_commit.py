@@ -27,13 +27,13 @@ class PendingPrediction:
     """A prediction that waits to be published.
 
     Attributes:
-        deadline: when it expires, in seconds since the epoch.
+        expires_at: on the clock of `time.monotonic`, in seconds.
         accepted: done once the broker has confirmed, or with the error.
     """
 
     task_id: str
     request: PredictionRequest
-    deadline: float
+    expires_at: float
     accepted: asyncio.Future[None]
 
 
@@ -96,8 +96,8 @@ class GroupCommitter:
         self._backlog.refuse_if_full()
         if self._pending.qsize() >= self._max_pending:
             raise Overloaded("too many predictions wait to be published")
-        deadline = time.time() + min(deadline_s or self._deadline_s, self._deadline_s)
-        pending = PendingPrediction(task_id, request, deadline, self._loop.create_future())
+        expires_at = time.monotonic() + min(deadline_s or self._deadline_s, self._deadline_s)
+        pending = PendingPrediction(task_id, request, expires_at, self._loop.create_future())
         self._pending.put(pending)
         late = BrokerUnavailable(f"not published within {self._accept_within_s} s")
         timer = self._loop.call_later(self._accept_within_s, _resolve, [pending], late)
@@ -148,7 +148,8 @@ class GroupCommitter:
 
     def _accept(self, group: list[PendingPrediction]) -> None:
         self._backlog.check()
-        self._store.mark_queued({pending.task_id: pending.deadline for pending in group})
+        now = time.monotonic()
+        self._store.mark_queued({pending.task_id: pending.expires_at - now for pending in group})
         self._last_id = group[0].task_id.encode()
         self._last_is_predicted.clear()
         try:

@@ -25,7 +25,7 @@ _WAKE_UP_TTL_S = 60  # of the wake-up list of a queue without consumers
 _TAKE = Path(__file__).with_name("take_message.lua").read_text()
 
 _USED = {
-    redis.QoS: ("append",),
+    redis.QoS: ("append", "visibility_timeout"),
     redis.Channel: (
         "_put",
         "_brpop_start",
@@ -54,6 +54,14 @@ class QoS(redis.QoS):
         """Remember a message that the script has recorded already."""
         virtual.QoS.append(self, message, delivery_tag)
 
+    @property
+    def visibility_timeout(self) -> float:
+        """The seconds that kombu subtracts from this host's time, to compare it with times of the server's clock."""
+        with self.channel.conn_or_acquire() as client:
+            seconds, microseconds = client.time()
+        skew_s = time() - (seconds + microseconds / 1e6)
+        return float(self.channel.visibility_timeout + skew_s)
+
 
 class Channel(redis.Channel):
     """A channel that takes messages with the script, and blocks with BRPOP on the wake-up lists."""
@@ -79,7 +87,7 @@ class Channel(redis.Channel):
             self.client.connection.send_command("BRPOP", *wake_ups, timeout or self.brpop_timeout)
         else:
             keys = [self.unacked_key, self.unacked_index_key, *queues, *wake_ups]
-            self.client.connection.send_command("EVAL", _TAKE, len(keys), *keys, time(), len(queues))
+            self.client.connection.send_command("EVAL", _TAKE, len(keys), *keys, len(queues))
 
     def _brpop_read(self, **options: Any) -> bool:
         try:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from celery_task_app.errors import PredictionError, ResultStoreUnavailable
-from celery_task_app.store.connection import AsyncStoreClient, StoreClient, load_script, store_errors
+from celery_task_app.store.connection import AsyncStoreClient, StoreClient, load_script, store_call, store_errors
 
 _WHOLE = "whole"
 _READ_AT_ONCE = 4  # chunks
@@ -123,7 +123,7 @@ class AsyncBatchStore:
 
     async def find(self, batch_id: str) -> StoredBatch | None:
         """Return the progress of a batch; None if it was never accepted or its TTL has ended."""
-        with store_errors():
+        async with store_call():
             stored = cast("dict[bytes, bytes]", await cast("Any", self._client.hgetall(_key(batch_id))))
         if not stored:
             return None
@@ -139,11 +139,10 @@ class AsyncBatchStore:
             ResultStoreUnavailable: the store does not answer, or results of a finished batch are gone.
         """
         for start in range(0, batch.chunks, _READ_AT_ONCE):
-            with store_errors():
-                async with self._client.pipeline(transaction=False) as pipeline:
-                    for chunk in range(start, min(start + _READ_AT_ONCE, batch.chunks)):
-                        pipeline.hgetall(_key(batch_id, chunk))
-                    found = cast("list[dict[bytes, bytes]]", await pipeline.execute())
+            async with store_call(), self._client.pipeline(transaction=False) as pipeline:
+                for chunk in range(start, min(start + _READ_AT_ONCE, batch.chunks)):
+                    pipeline.hgetall(_key(batch_id, chunk))
+                found = cast("list[dict[bytes, bytes]]", await pipeline.execute())
             for fields in found:
                 if not fields and batch.is_finished:
                     raise ResultStoreUnavailable("the batch was deleted, or has expired, while its results were read")
@@ -152,7 +151,7 @@ class AsyncBatchStore:
 
     async def delete(self, batch_id: str) -> bool:
         """Cancel the pending rows of a batch, and remove its results; return whether the batch was known."""
-        with store_errors():
+        async with store_call():
             chunks = cast("int", await cast("Any", self._delete([_key(batch_id)])))
             if chunks > 0:
                 await self._client.unlink(*_chunk_keys(batch_id, chunks))

@@ -1,7 +1,10 @@
 """Connections to the result store that fail within about two seconds, and the Lua scripts that run there."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +16,22 @@ from redis.retry import Retry
 
 from celery_task_app.errors import ResultStoreUnavailable
 
+# TCP notices within about 5 s that a host is gone; by default after 2 hours, or 15 minutes if data was sent.
+_KEEPALIVE = {
+    getattr(socket, name): value
+    for name, value in {"TCP_KEEPIDLE": 2, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 5_000}.items()
+    if hasattr(socket, name)  # macOS has other names
+}
 # A command waits one second and is retried once. The defaults wait 5 s (connection refused) to 59 s (server frozen).
-_SOCKET: dict[str, Any] = {
+_OPTIONS: dict[str, Any] = {
     "socket_timeout": 1,
     "socket_connect_timeout": 1,
+    "socket_keepalive": True,
+    "socket_keepalive_options": _KEEPALIVE,
     "health_check_interval": 15,
 }
+_CONNECTIONS = 32  # of one asyncio client; more requests than these wait for a connection
+_CALL_WITHIN_S = 2.5
 
 StoreClient = redis.Redis
 """A blocking client of the result store."""
@@ -31,12 +44,18 @@ _SCRIPTS = Path(__file__).with_name("scripts")
 
 def connect(uri: str) -> StoreClient:
     """Return a blocking client of the result store; it opens a connection at its first command."""
-    return redis.Redis.from_url(uri, retry=Retry(NoBackoff(), 1), **_SOCKET)
+    return redis.Redis.from_url(uri, retry=Retry(NoBackoff(), 1), **_OPTIONS)
 
 
 def connect_async(uri: str) -> AsyncStoreClient:
-    """Return an asyncio client of the result store; it opens a connection at its first command."""
-    return redis.asyncio.Redis.from_url(uri, retry=AsyncRetry(NoBackoff(), 1), **_SOCKET)
+    """Return an asyncio client of the result store; it opens a connection at its first command.
+
+    A command waits for a connection if all are in use; redis-py's default pool raises an error beyond 100 connections.
+    """
+    pool = redis.asyncio.BlockingConnectionPool.from_url(
+        uri, max_connections=_CONNECTIONS, timeout=_CALL_WITHIN_S, retry=AsyncRetry(NoBackoff(), 1), **_OPTIONS
+    )
+    return redis.asyncio.Redis.from_pool(pool)
 
 
 def load_script(name: str) -> str:
@@ -51,3 +70,23 @@ def store_errors() -> Iterator[None]:
         yield
     except (redis.RedisError, TimeoutError) as error:
         raise ResultStoreUnavailable(f"the result store cannot be used: {error!r}") from error
+
+
+@asynccontextmanager
+async def store_call() -> AsyncIterator[None]:
+    """Raise ResultStoreUnavailable for any error of the result store, or after 2.5 seconds."""
+    with store_errors():
+        async with asyncio.timeout(_CALL_WITHIN_S):
+            yield
+
+
+def clock_skew_s(client: StoreClient) -> float:
+    """Return the seconds by which the clock of this host is ahead of the result store's.
+
+    Raises:
+        ResultStoreUnavailable: within about two seconds.
+    """
+    before = time.time()
+    with store_errors():
+        seconds, microseconds = client.time()
+    return (before + time.time()) / 2 - (seconds + microseconds / 1e6)

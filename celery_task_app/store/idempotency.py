@@ -1,7 +1,8 @@
 """Idempotency-Key: the same key with the same body stands for one prediction, across all API processes.
 
 A key is claimed before its prediction is submitted, and bound to the task id once the prediction is accepted. A claim
-has a TTL of seconds, so a key whose API process died in between becomes free.
+has a TTL of seconds, so a key whose API process died in between becomes free. A key lives no longer than its
+prediction: if that was deleted, has expired or is no longer kept, the next request with the key is submitted anew.
 """
 
 import asyncio
@@ -10,10 +11,12 @@ import json
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import cast
+from typing import Any, cast
 
 from celery_task_app.errors import KeyInUse, KeyReused, ResultStoreUnavailable
-from celery_task_app.store.connection import AsyncStoreClient, load_script, store_errors
+from celery_task_app.store.celery_meta import key_of
+from celery_task_app.store.connection import AsyncStoreClient, load_script, store_call
+from celery_task_app.store.predictions import REVOKED_PREFIX
 
 _KEY = "churn:idempotency:{}"
 _CLAIM_TTL_S = 5  # longer than a submission takes, which is at most 2.5
@@ -28,6 +31,7 @@ class IdempotencyKeys:
         """Keep the binding of a key to its task id for `ttl_s` seconds."""
         self._client = client
         self._ttl_s = ttl_s
+        self._claim_key = client.register_script(load_script("claim_key"))
         self._settle_claim = client.register_script(load_script("settle_claim"))
 
     async def accept_once(self, key: str, body: bytes, task_id: str, submit: Callable[[str], Awaitable[None]]) -> str:
@@ -54,7 +58,7 @@ class IdempotencyKeys:
         deadline = time.monotonic() + _WAIT_AT_MOST_S
         while (holder := await self._claim(name, claim)) is not None:
             if holder["body"] != fingerprint:
-                raise KeyReused("this key was sent with another body")
+                raise KeyReused("this key was sent with another body, or with another value of `explain`")
             if holder["accepted"]:
                 return str(holder["task_id"])
             if time.monotonic() > deadline:
@@ -74,13 +78,12 @@ class IdempotencyKeys:
         await self._client.aclose()
 
     async def _claim(self, name: str, claim: str) -> dict[str, object] | None:
-        """Claim the key; return the claim of another request that holds it."""
-        with store_errors():
-            async with asyncio.timeout(_WAIT_AT_MOST_S):
-                holder = await self._client.set(name, claim, nx=True, get=True, ex=_CLAIM_TTL_S)
-        return None if holder is None else json.loads(cast("bytes", holder))
+        """Claim the key; return the claim or binding of another request that holds it."""
+        async with store_call():
+            arguments: list[str | bytes | int] = [claim, _CLAIM_TTL_S, key_of(""), REVOKED_PREFIX]
+            holder = await cast("Any", self._claim_key(keys=[name], args=arguments))
+        return None if holder is None else json.loads(holder)
 
     async def _settle(self, name: str, claim: str, accepted: str) -> None:
-        with store_errors():
-            async with asyncio.timeout(_WAIT_AT_MOST_S):
-                await self._settle_claim(keys=[name], args=[claim, accepted, self._ttl_s])
+        async with store_call():
+            await cast("Any", self._settle_claim(keys=[name], args=[claim, accepted, self._ttl_s]))

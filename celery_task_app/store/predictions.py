@@ -5,8 +5,6 @@ A prediction is stored under Celery's own key and in Celery's own form, so `Asyn
 
 import asyncio
 import json
-import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,6 +20,8 @@ COMPLETIONS = "churn:ended"
 
 _READ_WITHIN_S = 2.5
 _QUEUED_PREFIX = b'{"status": "QUEUED"'  # the first bytes of a QUEUED marker, as `encode_meta` writes it
+REVOKED_PREFIX = b'{"status": "REVOKED"'
+"""The first bytes of the state of a prediction that was deleted or has expired."""
 
 
 class State(StrEnum):
@@ -43,7 +43,7 @@ class StoredPrediction:
         model_version: of the model that computed the probability; only for SUCCESS.
         reasons: contributions of the features in log-odds, if the client asked for them; only for SUCCESS.
         error: class name of the error; only for FAILURE (a PredictionError) and REVOKED (a Withdrawn).
-        deadline: when the prediction expires, in seconds since the epoch; only for QUEUED.
+        is_overdue: the deadline had passed when the state was read, by the store's clock; only for QUEUED.
     """
 
     state: State
@@ -51,17 +51,12 @@ class StoredPrediction:
     model_version: str | None = None
     reasons: Mapping[str, Any] | None = None
     error: str | None = None
-    deadline: float = math.inf
+    is_overdue: bool = False
 
     @property
     def is_queued(self) -> bool:
         """Whether no terminal state is stored; the deadline may have passed."""
         return self.state is State.QUEUED
-
-    @property
-    def is_overdue(self) -> bool:
-        """Whether no terminal state is stored and the deadline has passed."""
-        return self.deadline < time.time()
 
 
 QUEUED = StoredPrediction(State.QUEUED)
@@ -90,22 +85,20 @@ class PredictionStore:
         self._client = client
         self._result_ttl_s = result_ttl_s
         self._mark_queued = client.register_script(load_script("mark_queued"))
+        self._read = client.register_script(load_script("read_states"))
         self._finish = client.register_script(load_script("finish"))
 
-    def mark_queued(self, deadlines: Mapping[str, float]) -> None:
+    def mark_queued(self, lifetimes_s: Mapping[str, float]) -> None:
         """Write the QUEUED markers of new ids, in one round trip; an id that has a state keeps it.
 
         Args:
-            deadlines: by task id, when the prediction expires, in seconds since the epoch.
+            lifetimes_s: by task id, the seconds from now until the prediction expires, by the store's clock.
         """
-        ttls_and_markers: list[int | str] = []
-        for task_id, deadline in deadlines.items():
-            ttls_and_markers += (
-                math.ceil(deadline - time.time()) + self._result_ttl_s,
-                encode_meta(task_id, State.QUEUED, None, date_done=None, deadline=deadline),
-            )
+        arguments: list[float | str] = [self._result_ttl_s]
+        for task_id, lifetime_s in lifetimes_s.items():
+            arguments += (lifetime_s, encode_meta(task_id, State.QUEUED, None, date_done=None, deadline=0))
         with store_errors():
-            self._mark_queued(list(map(key_of, deadlines)), ttls_and_markers)
+            self._mark_queued(list(map(key_of, lifetimes_s)), arguments)
 
     def discard(self, task_ids: Sequence[str]) -> None:
         """Remove the markers of ids whose predictions were not accepted."""
@@ -120,8 +113,8 @@ class PredictionStore:
             must be computed all the same.
         """
         with store_errors():
-            values = cast("list[bytes | None]", self._client.mget(list(map(key_of, task_ids))))
-        return dict(zip(task_ids, map(_decode, values), strict=True))
+            time, values = cast("tuple[bytes, list[bytes | None]]", self._read(list(map(key_of, task_ids))))
+        return {task_id: _decode(value, float(time)) for task_id, value in zip(task_ids, values, strict=True)}
 
     def finish(self, outcomes: Mapping[str, Outcome], model_version: str | None = None) -> int:
         """Write how predictions ended, and publish their completions, in one round trip.
@@ -144,13 +137,14 @@ class PredictionStore:
 
 
 class AsyncPredictionStore:
-    """The asyncio side, for the API: reads that arrive while one MGET is in flight share the next one."""
+    """The asyncio side, for the API: reads that arrive while one read is in flight share the next one."""
 
     def __init__(self, client: AsyncStoreClient, result_ttl_s: int) -> None:
         self._client = client
         self._result_ttl_s = result_ttl_s
         self._finish = client.register_script(load_script("finish"))
-        self._requested: dict[str, asyncio.Future[bytes | None]] = {}
+        self._read = client.register_script(load_script("read_states"))
+        self._requested: dict[str, asyncio.Future[StoredPrediction | None]] = {}
         self._reading: asyncio.Task[None] | None = None
 
     async def fetch(self, task_id: str) -> StoredPrediction | None:
@@ -168,8 +162,7 @@ class AsyncPredictionStore:
                 self._reading = asyncio.create_task(self._read_requested())
         with store_errors():
             async with asyncio.timeout(_READ_WITHIN_S):
-                value = await asyncio.shield(answer)
-        stored = _decode(value)
+                stored = await asyncio.shield(answer)
         if stored is not None and stored.is_overdue:
             await self._write(task_id, Expired("not computed within its deadline"))
             return await self.fetch(task_id)  # a result may have been written first
@@ -199,14 +192,15 @@ class AsyncPredictionStore:
         while self._requested:
             requested, self._requested = self._requested, {}
             try:
-                values = cast("list[bytes | None]", await self._client.mget(list(map(key_of, requested))))
-            except Exception as error:  # noqa: BLE001 - each caller gets it; the next MGET may succeed
+                keys = list(map(key_of, requested))
+                time, values = cast("tuple[bytes, list[bytes | None]]", await cast("Any", self._read(keys)))
+            except Exception as error:  # noqa: BLE001 - each caller gets it; the next read may succeed
                 for answer in requested.values():
                     answer.set_exception(error)
                     answer.exception()  # mark it as retrieved: the caller may have been cancelled
             else:
                 for answer, value in zip(requested.values(), values, strict=True):
-                    answer.set_result(value)
+                    answer.set_result(_decode(value, float(time)))
         self._reading = None
 
 
@@ -238,14 +232,14 @@ def _encode_outcome(task_id: str, outcome: Outcome, model_version: str | None, d
     return encode_meta(task_id, State.SUCCESS, outcome, date_done, model_version=model_version)
 
 
-def _decode(value: bytes | None) -> StoredPrediction | None:
-    return None if value is None else _from_meta(json.loads(value))
+def _decode(value: bytes | None, now: float) -> StoredPrediction | None:
+    return None if value is None else _from_meta(json.loads(value), now)
 
 
-def _from_meta(meta: Mapping[str, Any]) -> StoredPrediction:
+def _from_meta(meta: Mapping[str, Any], now: float = 0) -> StoredPrediction:
     match State(meta["status"]):
         case State.QUEUED:
-            return StoredPrediction(State.QUEUED, deadline=meta["deadline"])
+            return StoredPrediction(State.QUEUED, is_overdue=meta["deadline"] < now)
         case State.SUCCESS:
             return StoredPrediction(State.SUCCESS, meta["result"], meta["model_version"], meta.get("reasons"))
         case ended:

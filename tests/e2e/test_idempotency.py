@@ -79,6 +79,36 @@ def test_a_key_in_use_is_409_and_an_abandoned_claim_expires_within_seconds(
     assert service.post(customer, Idempotency_Key=key).json()["task_id"] != task_id
 
 
+# A key lives no longer than its prediction.
+
+
+def test_a_repeat_after_the_deletion_is_submitted_anew(service: Service, customer: Customer, key: str) -> None:
+    deleted = service.predict(customer, Idempotency_Key=key)
+    service.delete(deleted)
+    assert service.predict(customer, Idempotency_Key=key) != deleted
+
+
+def test_a_repeat_after_the_expiry_is_submitted_anew(service: Service, customer: Customer, key: str) -> None:
+    with service.worker.paused():
+        expired = service.predict(customer, Idempotency_Key=key, Cancel_After="1")
+        assert service.predict(customer, Idempotency_Key=key, Cancel_After="1") == expired
+        until(lambda: service.predict(customer, Idempotency_Key=key, Cancel_After="1") != expired, within_s=10)
+
+
+def test_a_repeat_whose_result_is_no_longer_kept_is_submitted_anew(
+    service: Service, customer: Customer, key: str, tmp_path: Path
+) -> None:
+    with running_api(service.servers, tmp_path, RESULT_TTL_S="1", DEADLINE_S="1") as other:
+        first = other.predict(customer, Idempotency_Key=key)
+        with service.servers.redis() as client:
+            client.pexpire(f"celery-task-meta-{first}", 1)  # as RESULT_TTL_S does
+            until(lambda: not client.exists(f"celery-task-meta-{first}"))
+        with ThreadPoolExecutor(5) as pool:
+            repeats = set(pool.map(lambda _: other.predict(customer, Idempotency_Key=key), range(5)))
+        assert len(repeats) == 1
+        assert repeats != {first}
+
+
 @pytest.mark.parametrize("servers_name", ["valkey", "rabbitmq"])
 def test_a_failed_publish_releases_the_key(servers_name: str, tmp_path: Path, customer: Customer, key: str) -> None:
     need(servers_name)

@@ -1,6 +1,5 @@
 """Messages that a test publishes in place of the API: accepted customers, duplicates, dead letters and garbage."""
 
-import time
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from typing import Any
@@ -54,7 +53,7 @@ def publish_dead_letter(servers: Servers, message: Message[Any], retries: int = 
 def mark_queued(servers: Servers, task_ids: Iterable[str]) -> None:
     """Write the QUEUED marker of each task id, with a deadline in an hour."""
     with closing(prediction_store(servers)) as store:
-        store.mark_queued(dict.fromkeys(task_ids, time.time() + 3600))
+        store.mark_queued(dict.fromkeys(task_ids, 3600))
 
 
 def prediction_store(servers: Servers) -> PredictionStore:

@@ -19,6 +19,7 @@ class Proxy:
         self._left = max_bytes
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._open: set[socket.socket] = set()
+        self._silent: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
@@ -30,6 +31,11 @@ class Proxy:
             for end in self._open:
                 with contextlib.suppress(OSError):
                     end.shutdown(socket.SHUT_RDWR)
+
+    def silence(self) -> None:
+        """Discard all data of the open connections without closing them; a new one works."""
+        with self._lock:
+            self._silent |= self._open
 
     def close(self) -> None:
         """Lose all connections; a new one is refused."""
@@ -74,7 +80,8 @@ class Proxy:
                     if self._left < 0:
                         self.close()
                         break
-                target.sendall(piece)
+                if source not in self._silent:
+                    target.sendall(piece)
         for end in (source, target):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)

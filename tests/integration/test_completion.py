@@ -22,6 +22,7 @@ from celery_task_app.store.predictions import (
 )
 from tests.harness.processes import until
 from tests.harness.servers import Servers
+from tests.integration.proxy import proxy
 
 TTL_S = 86_400
 SUCCESS = StoredPrediction(State.SUCCESS, probability=0.5, model_version="v1")
@@ -82,7 +83,7 @@ def test_other_terminal_states_are_completions_too(
     async def wait() -> StoredPrediction | None:
         async with listening(servers.backend_uri) as listener:
             await until_subscribed(client)
-            prediction_store.mark_queued({task_id: 2e9})
+            prediction_store.mark_queued({task_id: 3600})
             with listener.subscribe(task_id) as completion:
                 if kind == "failure":
                     prediction_store.finish({task_id: InvalidPrediction("no probability")})
@@ -103,7 +104,7 @@ def test_a_completion_before_the_subscription_is_read(
     servers: Servers, prediction_store: PredictionStore, client: redis.Redis
 ) -> None:
     ended, queued, unknown = (str(uuid4()) for _ in range(3))
-    prediction_store.mark_queued({queued: 2e9})
+    prediction_store.mark_queued({queued: 3600})
     prediction_store.finish({ended: 0.5}, "v1")
 
     async def wait() -> None:
@@ -126,7 +127,7 @@ def test_completions_during_a_lost_subscription_are_read_after_the_next_one(
     servers: Servers, prediction_store: PredictionStore, client: redis.Redis
 ) -> None:
     ids = [str(uuid4()) for _ in range(20)]
-    prediction_store.mark_queued(dict.fromkeys(ids, 2e9))
+    prediction_store.mark_queued(dict.fromkeys(ids, 3600))
 
     async def wait() -> list[StoredPrediction | None]:
         async with listening(servers.backend_uri, max_waiters=20) as listener:
@@ -139,6 +140,26 @@ def test_completions_during_a_lost_subscription_are_read_after_the_next_one(
                 return await asyncio.gather(*map(within, waiters))
 
     assert asyncio.run(wait()) == [SUCCESS] * 20
+
+
+def test_a_silently_dropped_subscription_is_noticed_and_replaced(
+    servers: Servers, prediction_store: PredictionStore, task_id: str
+) -> None:
+    host, _, rest = servers.backend_uri.removeprefix("redis://").partition(":")
+    port, _, database = rest.partition("/")
+
+    async def wait() -> StoredPrediction | None:
+        with proxy(int(port)) as between:
+            async with listening(f"redis://{host}:{between.port}/{database}") as listener:
+                await asyncio.to_thread(until, lambda: listener.is_subscribed)
+                with listener.subscribe(task_id) as completion:
+                    between.silence()
+                    prediction_store.finish({task_id: 0.5}, "v1")
+                    await asyncio.to_thread(until, lambda: not listener.is_subscribed)
+                    await asyncio.to_thread(until, lambda: listener.is_subscribed)
+                    return await within(completion)
+
+    assert asyncio.run(wait()) == SUCCESS
 
 
 def test_a_waiter_survives_an_unreachable_result_store(

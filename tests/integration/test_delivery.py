@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -109,7 +108,7 @@ def predictions(prediction_store: PredictionStore, customer: dict[str, Any]) -> 
         str(uuid4()): PredictionRequest({**customer, "Total_Trans_Ct": number}, explain=number == 0)
         for number in range(5)
     }
-    prediction_store.mark_queued(dict.fromkeys(requests, time.time() + 3600))
+    prediction_store.mark_queued(dict.fromkeys(requests, 3600))
     return PredictionMessage(requests)
 
 
@@ -178,7 +177,7 @@ def test_a_customer_whose_reasons_fail_fails_alone(
     requests = {
         task_id: PredictionRequest({**customer, "Gender": gender}, explain=True) for task_id, gender in genders.items()
     }
-    prediction_store.mark_queued(dict.fromkeys(requests, time.time() + 3600))
+    prediction_store.mark_queued(dict.fromkeys(requests, 3600))
     process(delivery, PredictionMessage(requests), model)
     stored = prediction_store.look_up(list(genders))
     errors = {genders[task_id]: one.error for task_id, one in stored.items() if one is not None}
@@ -213,7 +212,7 @@ def test_only_pending_predictions_are_computed(
     prediction_store.finish({finished: 0.9}, "v0")
     prediction_store.finish({deleted: Deleted("deleted by the client")})
     prediction_store.discard([overdue])
-    prediction_store.mark_queued({overdue: time.time() - 1})
+    prediction_store.mark_queued({overdue: -1})
     process(delivery, predictions, model)
     stored = prediction_store.look_up(predictions.ids)
     assert stored[finished] == StoredPrediction(State.SUCCESS, probability=0.9, model_version="v0")
@@ -284,7 +283,7 @@ def test_only_pending_predictions_are_requeued(
     finished, overdue, *pending = predictions.ids
     stores.predictions.finish({finished: 0.9}, "v0")
     stores.predictions.discard([overdue])
-    stores.predictions.mark_queued({overdue: time.time() - 1})
+    stores.predictions.mark_queued({overdue: -1})
     stores.batches.finish(chunk.batch_id, 0, {1: 0.5}, "v0")
     delivery.split_and_requeue(predictions, 1)
     delivery.split_and_requeue(chunk, 1)

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 from uuid import uuid4
@@ -30,7 +29,7 @@ from tests.harness.processes import free_port, silent_port
 from tests.harness.servers import Servers
 
 TTL_S = 86_400
-DEADLINE = float(int(time.time()) + 3600)
+LIFETIME_S = 3600
 FAILURE = InvalidPrediction("the output of the model is not a probability")
 EXPIRED = Expired("not computed within its deadline")
 REASONS = {"base": -2.0, "up": [{"feature": "Credit_Limit", "log_odds": 0.5}], "down": [], "others": 0.25}
@@ -107,20 +106,25 @@ def test_an_unknown_id_has_no_state(servers: Servers, store: PredictionStore, ta
     assert store.look_up([task_id]) == {task_id: None}
 
 
-def test_a_marked_id_is_queued_with_its_deadline(servers: Servers, store: PredictionStore, task_id: str) -> None:
-    store.mark_queued({task_id: DEADLINE})
-    assert fetch(servers.backend_uri, task_id) == [StoredPrediction(State.QUEUED, deadline=DEADLINE)]
-    assert store.look_up([task_id]) == {task_id: StoredPrediction(State.QUEUED, deadline=DEADLINE)}
+def test_a_marked_id_is_queued_with_its_deadline(
+    servers: Servers, store: PredictionStore, client: redis.Redis, task_id: str
+) -> None:
+    store.mark_queued({task_id: LIFETIME_S})
+    assert fetch(servers.backend_uri, task_id) == [StoredPrediction(State.QUEUED)]
+    assert store.look_up([task_id]) == {task_id: StoredPrediction(State.QUEUED)}
+    marker = json.loads(client.get(key_of(task_id)) or b"")
+    seconds, microseconds = client.time()
+    assert 0 <= seconds + microseconds / 1e6 + LIFETIME_S - marker["deadline"] < 30
 
 
 def test_a_discarded_id_has_no_state(servers: Servers, store: PredictionStore, task_id: str) -> None:
-    store.mark_queued({task_id: DEADLINE})
+    store.mark_queued({task_id: LIFETIME_S})
     store.discard([task_id])
     assert fetch(servers.backend_uri, task_id) == [None]
 
 
 def test_a_probability_is_read_to_the_last_bit(servers: Servers, store: PredictionStore, task_id: str) -> None:
-    store.mark_queued({task_id: DEADLINE})
+    store.mark_queued({task_id: LIFETIME_S})
     store.finish({task_id: 0.1 + 0.2}, "v1")
     success = StoredPrediction(State.SUCCESS, probability=0.1 + 0.2, model_version="v1")
     assert fetch(servers.backend_uri, task_id) == [success]
@@ -145,7 +149,7 @@ def test_an_explained_probability_has_its_reasons(servers: Servers, store: Predi
 def test_an_error_is_read_by_its_class_name(
     servers: Servers, store: PredictionStore, task_id: str, error: Outcome, expected: StoredPrediction
 ) -> None:
-    store.mark_queued({task_id: DEADLINE})
+    store.mark_queued({task_id: LIFETIME_S})
     assert store.finish({task_id: error}, "v1") == 1
     assert fetch(servers.backend_uri, task_id) == [expected]
 
@@ -171,19 +175,19 @@ def test_a_state_is_written_where_the_store_has_lost_the_marker(
 def test_a_terminal_state_is_kept(
     store: PredictionStore, client: redis.Redis, task_id: str, first: Outcome, late: Outcome
 ) -> None:
-    store.mark_queued({task_id: DEADLINE})
+    store.mark_queued({task_id: LIFETIME_S})
     store.finish({task_id: first}, "v1")
     before = client.get(key_of(task_id))
     with subscribed(client, COMPLETIONS) as completions:
         assert store.finish({task_id: late}, "v2") == 0
-        store.mark_queued({task_id: DEADLINE})
+        store.mark_queued({task_id: LIFETIME_S})
         assert completions() == []
     assert client.get(key_of(task_id)) == before
 
 
 def test_finish_returns_the_number_of_states_that_it_wrote(store: PredictionStore) -> None:
     queued, finished, lost = (str(uuid4()) for _ in range(3))
-    store.mark_queued({queued: DEADLINE, finished: DEADLINE})
+    store.mark_queued({queued: LIFETIME_S, finished: LIFETIME_S})
     assert store.finish({finished: 0.5}, "v1") == 1
     assert store.finish({queued: 0.5, finished: 0.6, lost: FAILURE}, "v1") == 2
     assert store.finish({queued: 0.5, finished: 0.6, lost: FAILURE}, "v1") == 0
@@ -224,7 +228,7 @@ def test_an_unknown_id_cannot_be_deleted(servers: Servers, client: redis.Redis, 
 def test_a_deletion_replaces_every_state_and_is_published(
     servers: Servers, store: PredictionStore, client: redis.Redis, task_id: str, outcome: Outcome | None
 ) -> None:
-    store.mark_queued({task_id: DEADLINE})
+    store.mark_queued({task_id: LIFETIME_S})
     if outcome is not None:
         store.finish({task_id: outcome}, "v1")
     deleted = StoredPrediction(State.REVOKED, error="Deleted")
@@ -249,7 +253,7 @@ def test_a_deletion_erases_the_probability(
 def test_an_overdue_prediction_expires_when_it_is_read(
     servers: Servers, store: PredictionStore, client: redis.Redis, task_id: str
 ) -> None:
-    store.mark_queued({task_id: time.time() - 1})
+    store.mark_queued({task_id: -1})
     expired = StoredPrediction(State.REVOKED, error="Expired")
     with subscribed(client, COMPLETIONS) as completions:
         assert fetch(servers.backend_uri, task_id) == [expired]
@@ -260,14 +264,14 @@ def test_an_overdue_prediction_expires_when_it_is_read(
 
 
 def test_a_finished_prediction_does_not_expire(servers: Servers, store: PredictionStore, task_id: str) -> None:
-    store.mark_queued({task_id: time.time() - 1})
+    store.mark_queued({task_id: -1})
     store.finish({task_id: 0.5}, "v1")
     assert fetch(servers.backend_uri, task_id) == [SUCCESS]
 
 
 def test_every_state_has_a_ttl(store: PredictionStore, client: redis.Redis) -> None:
     queued, done = str(uuid4()), str(uuid4())
-    store.mark_queued({queued: time.time() + 3600})
+    store.mark_queued({queued: 3600})
     store.finish({done: 0.5}, "v1")
     assert TTL_S - 400 < client.ttl(key_of(done)) <= TTL_S
     assert TTL_S - 400 + 3600 < client.ttl(key_of(queued)) <= TTL_S + 1 + 3600
@@ -275,7 +279,7 @@ def test_every_state_has_a_ttl(store: PredictionStore, client: redis.Redis) -> N
 
 def test_the_client_of_celery_reads_each_state(servers: Servers, store: PredictionStore) -> None:
     queued, done, failed, expired = (str(uuid4()) for _ in range(4))
-    store.mark_queued({queued: DEADLINE})
+    store.mark_queued({queued: LIFETIME_S})
     store.finish({done: 0.5, failed: FAILURE, expired: EXPIRED}, "v1")
     assert celery_result(servers, queued).state == "QUEUED"
     assert celery_result(servers, done).get(timeout=30) == 0.5
@@ -295,18 +299,18 @@ def test_concurrent_reads_share_one_round_trip(servers: Servers, store: Predicti
 
     def reads() -> int:
         statistics: dict[str, Any] = client.info("commandstats")
-        return int(statistics.get("cmdstat_mget", {"calls": 0})["calls"])
+        return int(statistics.get("cmdstat_evalsha", {"calls": 0})["calls"])
 
     before = reads()
     assert fetch(servers.backend_uri, *ids) == [SUCCESS] * 500
-    assert reads() - before == 1
+    assert reads() - before in (1, 2)  # 2 if the script was not loaded
 
 
 def test_a_result_store_that_is_away_is_an_error_of_every_method(task_id: str) -> None:
     uri = f"redis://127.0.0.1:{free_port()}/0"
     store = PredictionStore(connect(uri), TTL_S)
     calls: list[Callable[[], object]] = [
-        lambda: store.mark_queued({task_id: DEADLINE}),
+        lambda: store.mark_queued({task_id: LIFETIME_S}),
         lambda: store.discard([task_id]),
         lambda: store.look_up([task_id]),
         lambda: store.finish({task_id: 0.5}, "v1"),

@@ -1,7 +1,6 @@
 """Values of a customer are in no header of a message that is requeued or dead-lettered."""
 
 import contextlib
-import time
 from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
@@ -40,7 +39,7 @@ def secret(customer: dict[str, Any]) -> dict[str, Any]:
 
 def queued(prediction_store: PredictionStore, *customers: dict[str, Any]) -> PredictionMessage:
     message = PredictionMessage({str(uuid4()): PredictionRequest(customer) for customer in customers})
-    prediction_store.mark_queued(dict.fromkeys(message.ids, time.time() + 3600))
+    prediction_store.mark_queued(dict.fromkeys(message.ids, 3600))
     return message
 
 
