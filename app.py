@@ -51,8 +51,6 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 def _create_services(settings: Settings, stack: AsyncExitStack) -> Services:
     """Create the services, and register their ends with the stack, which closes the last first."""
     new_client = partial(connect_async, settings.backend_uri)
-    readiness = ReadinessCheck(settings.broker_uri, new_client())
-    stack.push_async_callback(readiness.close)
     batches = AsyncBatchStore(new_client())
     stack.push_async_callback(batches.close)
     predictions = AsyncPredictionStore(new_client(), settings.result_ttl_s)
@@ -74,6 +72,10 @@ def _create_services(settings: Settings, stack: AsyncExitStack) -> Services:
         new_client, predictions, max_waiters=settings.max_waiters, on_completion=group_commit.on_completion
     )
     stack.push_async_callback(completions.close)
+    readiness = ReadinessCheck(
+        settings.broker_uri, new_client(), lambda: completions.is_subscribed, lambda: group_commit.failure
+    )
+    stack.push_async_callback(readiness.close)
 
     batch_publisher = Publisher(publisher_connection(settings.broker_uri))
     batch_depth = partial(batch_publisher.depth, ChunkMessage.queue)

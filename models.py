@@ -273,6 +273,10 @@ class WorkerState(BaseModel):
     model: Literal["loaded", "not loaded yet", "failed", "stuck"]
     detail: str
     """The version of the model, or the reason why the worker cannot predict."""
+    queues: list[str] | None = None
+    """The queues that the worker consumes: `churn` for predictions, `churn.batch` for batches."""
+    clock_skew_s: float | None = None
+    """The seconds by which the worker's clock is ahead of the result store's."""
 
 
 class Ready(BaseModel):
@@ -286,7 +290,18 @@ class Ready(BaseModel):
                     "status": "ready",
                     "broker": "up",
                     "result_store": "up",
-                    "workers": {"celery@host": {"model": "loaded", "detail": "2eb71a7af843"}},
+                    "subscription": "up",
+                    "submissions": "up",
+                    "workers": {
+                        "celery@host/1": {
+                            "model": "loaded",
+                            "detail": "2eb71a7af843",
+                            "queues": ["churn", "churn.batch", "churn.dead"],
+                            "clock_skew_s": 0.001,
+                        }
+                    },
+                    "consumers": {"churn": 1, "churn.batch": 1},
+                    "warnings": [],
                 }
             ]
         },
@@ -295,8 +310,16 @@ class Ready(BaseModel):
     status: Literal["ready"]
     broker: Literal["up"]
     result_store: Literal["up"]
+    subscription: Literal["up"]
+    """Whether this process learns of completions."""
+    submissions: Literal["up"]
+    """Whether the last predictions were accepted."""
     workers: dict[str, WorkerState]
     """The status of each live worker, by its name."""
+    consumers: dict[str, int]
+    """By queue, the consumers that RabbitMQ reports; Valkey and Redis do not count them."""
+    warnings: list[str]
+    """Problems that prevent no prediction, such as a clock that is more than a second off."""
 
 
 class Fault(BaseModel):

@@ -21,6 +21,8 @@ from celery_task_app.store.predictions import PredictionStore
 
 logger = logging.getLogger(__name__)
 
+_FAILURE_COUNTS_S = 3
+
 
 @dataclass(slots=True)
 class PendingPrediction:
@@ -78,6 +80,7 @@ class GroupCommitter:
         self._last_id = b""  # a task id of the message that was published last
         self._last_is_predicted = threading.Event()
         self._last_is_predicted.set()
+        self._failure, self._failed_at = "", 0.0
         self._thread = threading.Thread(target=self._publish_groups, name="publisher", daemon=True)
         self._thread.start()
 
@@ -106,6 +109,11 @@ class GroupCommitter:
         finally:
             timer.cancel()
 
+    @property
+    def failure(self) -> str:
+        """The reason why the last message was not accepted; empty if it was, or after a few seconds without another."""
+        return self._failure if time.monotonic() - self._failed_at < _FAILURE_COUNTS_S else ""
+
     def on_completion(self, message: bytes) -> None:
         """Note that predictions have ended, given a message of the channel of completions."""
         if self._last_id in message:
@@ -126,6 +134,8 @@ class GroupCommitter:
             except Exception:
                 logger.exception("message not published predictions=%d", len(group))
                 failure = BrokerUnavailable("not published")
+            is_away = failure is not None and not isinstance(failure, Overloaded)
+            self._failure, self._failed_at = str(failure) if is_away else "", time.monotonic()
             self._loop.call_soon_threadsafe(_resolve, group, failure)
         self._publisher.close()
         self._store.close()

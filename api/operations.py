@@ -51,5 +51,5 @@ async def get_readiness(request: Request) -> Response:
     """Answer whether a prediction that is accepted now would be computed, with the state of each part."""
     readiness = await get_services(request).readiness.check()
     if not readiness.is_ready:
-        return problem(ProblemType.NOT_READY, "See broker, result_store and workers.", **asdict(readiness))
+        return problem(ProblemType.NOT_READY, " ".join(readiness.problems), **asdict(readiness))
     return JSONResponse({"status": "ready", **asdict(readiness)}, headers={"Cache-Control": "no-store"})

@@ -1,15 +1,20 @@
 """Readiness: can a prediction be computed now? It needs the broker, the result store, and a worker that can predict."""
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from celery_task_app.errors import BrokerUnavailable, ResultStoreUnavailable
+from celery_task_app.messaging.messages import ChunkMessage, PredictionMessage
 from celery_task_app.messaging.publisher import probe_broker
-from celery_task_app.store.connection import AsyncStoreClient
+from celery_task_app.store.connection import AsyncStoreClient, check_store
 from celery_task_app.store.worker_status import WorkerStatus, can_predict, list_worker_statuses
 
 _WITHIN_S = 2.5
+_KEEP_S = 1.0
 _UP = "up"
+_SKEW_S = 1.0
+_QUEUES = {PredictionMessage.queue.name: "predictions", ChunkMessage.queue.name: "batches"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,51 +24,120 @@ class Readiness:
     Attributes:
         broker: "up", or the reason why it is not.
         result_store: "up", or the reason why it is not.
+        subscription: "up", or the reason why this process learns of no completion.
+        submissions: "up", or the reason why the last predictions were not accepted.
         workers: the status of each live worker, by name.
+        consumers: by queue, the number of consumers that the broker reports; empty if it does not count them.
+        warnings: problems that prevent no prediction.
     """
 
-    broker: str
-    result_store: str
-    workers: dict[str, WorkerStatus]
+    broker: str = _UP
+    result_store: str = _UP
+    subscription: str = _UP
+    submissions: str = _UP
+    workers: dict[str, WorkerStatus] = field(default_factory=dict)
+    consumers: dict[str, int] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def problems(self) -> list[str]:
+        """The reasons why a prediction or a batch that is accepted now would not be computed, as sentences."""
+        parts = {
+            "The broker": self.broker,
+            "The result store": self.result_store,
+            "The subscription to completions": self.subscription,
+            "The last submission": self.submissions,
+        }
+        found = [f"{name} failed: {state}." for name, state in parts.items() if state != _UP]
+        if self.result_store == _UP:
+            found += [
+                f"No worker that can predict consumes `{queue}`, the queue of {content}: see workers."
+                for queue, content in _QUEUES.items()
+                if not any(can_predict(status, queue) for status in self.workers.values())
+            ]
+        if not found:
+            found = [
+                f"The broker reports no consumer of `{queue}`: the queue has no leader, or no worker is connected."
+                for queue, count in self.consumers.items()
+                if not count
+            ]
+        return found
 
     @property
     def is_ready(self) -> bool:
-        """Whether a prediction that is accepted now would be computed; a model may still have to be loaded."""
-        return self.broker == self.result_store == _UP and any(map(can_predict, self.workers.values()))
+        """Whether a prediction or a batch that is accepted now would be computed."""
+        return not self.problems
 
 
 class ReadinessCheck:
-    """Checks every part, all at the same time, within 2.5 seconds."""
+    """Checks every part, all at the same time, within 2.5 seconds. All callers share one check a second."""
 
-    def __init__(self, broker_uri: str, store: AsyncStoreClient) -> None:
-        """Check the broker at an address, and the result store of a client."""
+    def __init__(
+        self, broker_uri: str, store: AsyncStoreClient, is_subscribed: Callable[[], bool], failure: Callable[[], str]
+    ) -> None:
+        """Check this process and its servers.
+
+        Args:
+            broker_uri: address of the broker.
+            store: a client of the result store.
+            is_subscribed: returns whether this process learns of completions.
+            failure: returns why the last predictions were not accepted; empty if they were.
+        """
         self._broker_uri = broker_uri
         self._store = store
+        self._is_subscribed = is_subscribed
+        self._failure = failure
+        self._check: asyncio.Task[Readiness] | None = None
+        self._checked_at = 0.0
 
     async def check(self) -> Readiness:
-        """Return the state of each part."""
-        broker, (result_store, workers) = await asyncio.gather(self._check_broker(), self._check_store())
-        return Readiness(broker, result_store, workers)
+        """Return the state of each part, at most a second old."""
+        now = asyncio.get_running_loop().time()
+        if self._check is None or (self._check.done() and now - self._checked_at > _KEEP_S):
+            self._check = asyncio.create_task(self._check_all())
+        return await asyncio.shield(self._check)
 
     async def close(self) -> None:
         """Close the connections."""
         await self._store.aclose()
 
-    async def _check_broker(self) -> str:
-        try:
-            async with asyncio.timeout(_WITHIN_S):
-                await asyncio.to_thread(probe_broker, self._broker_uri)
-        except TimeoutError:
-            return f"no answer within {_WITHIN_S} s"
-        except BrokerUnavailable as error:
-            return f"{error}"
-        return _UP
+    async def _check_all(self) -> Readiness:
+        (broker, consumers), (result_store, workers, warnings) = await asyncio.gather(
+            self._check_broker(), self._check_store()
+        )
+        self._checked_at = asyncio.get_running_loop().time()
+        return Readiness(
+            broker=broker,
+            result_store=result_store,
+            subscription=_UP if self._is_subscribed() else "the result store does not answer on it",
+            submissions=self._failure() or _UP,
+            workers=workers,
+            consumers=consumers,
+            warnings=warnings,
+        )
 
-    async def _check_store(self) -> tuple[str, dict[str, WorkerStatus]]:
+    async def _check_broker(self) -> tuple[str, dict[str, int]]:
         try:
             async with asyncio.timeout(_WITHIN_S):
-                return _UP, await list_worker_statuses(self._store)
+                return _UP, await asyncio.to_thread(probe_broker, self._broker_uri)
         except TimeoutError:
             return f"no answer within {_WITHIN_S} s", {}
+        except BrokerUnavailable as error:
+            return f"{error}", {}
+
+    async def _check_store(self) -> tuple[str, dict[str, WorkerStatus], list[str]]:
+        try:
+            async with asyncio.timeout(_WITHIN_S):
+                skew_s = await check_store(self._store)
+                workers = await list_worker_statuses(self._store)
+        except TimeoutError:
+            return f"no answer within {_WITHIN_S} s", {}, []
         except ResultStoreUnavailable as error:
-            return f"{error.__cause__}", {}
+            return f"{error.__cause__ or error}", {}, []
+        skews = {"this API": skew_s} | {name: status.get("clock_skew_s", 0) for name, status in workers.items()}
+        warnings = [
+            f"The clock of {name} is {skew:+.1f} s off the clock of the result store, which decides."
+            for name, skew in skews.items()
+            if abs(skew) > _SKEW_S
+        ]
+        return _UP, workers, warnings

@@ -21,10 +21,13 @@ class Settings(BaseSettings):
     """The model file; the worker verifies it with the manifest beside it (the same name, `.json`), if there is one."""
 
     warm_up: bool = False
-    """Load the model when the worker starts, before its pool processes are forked, not at the first prediction."""
+    """Load the model before the pool processes are forked, so that they share its memory; else each loads it."""
 
     worker_concurrency: int = Field(default=1, ge=1)
     """Pool processes of one worker."""
+
+    remote_control: bool = False
+    """Answer Celery's remote control (`celery inspect`, Flower), with which any program on the broker can stop it."""
 
     deadline_s: int = Field(default=3_600, ge=1)
     """Seconds until an accepted prediction expires if it is not computed; a client may ask for fewer."""

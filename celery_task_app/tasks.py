@@ -4,15 +4,13 @@ A message is processed by the delivery policy (consumer/delivery.py), whether it
 """
 
 import logging
-import os
-import signal
 import time
 from functools import cached_property
 from typing import Any, ClassVar
 
 import celery
-from celery.exceptions import Reject, SoftTimeLimitExceeded
-from celery.signals import celeryd_after_setup, worker_process_init, worker_shutting_down
+from celery.exceptions import Reject
+from celery.signals import celeryd_after_setup, celeryd_init, worker_process_init, worker_shutting_down
 
 from celery_task_app.consumer import lifecycle
 from celery_task_app.consumer.delivery import DeliveryPolicy
@@ -34,7 +32,7 @@ _REQUEUE_PAUSE_S = 1  # a message that is redelivered at once uses up its delive
 
 
 class PredictTask(celery.Task):
-    """Base of both tasks: loads the model at the first message, once per process."""
+    """Base of both tasks: loads the model once per process, before the first message."""
 
     abstract = True
     Request = RecoveringRequest
@@ -45,17 +43,14 @@ class PredictTask(celery.Task):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the task with the model loaded; requeue the message after 1 s if the model or a server fails."""
         try:
-            if not hasattr(self, "model"):
+            if not hasattr(self, "model"):  # a pool without an event for new processes, such as `-P threads`
                 self.load_model()
             return self.run(*args, **kwargs)
         except MalformedMessage as error:
             logger.error("malformed message dropped message=%s reason=%s", self.request.id, error)  # noqa: TRY400
         except (ModelError, Unavailable) as error:
-            if isinstance(error.__cause__, SoftTimeLimitExceeded):  # raised while the model was loading
-                raise error.__cause__ from None
             if isinstance(error, ModelError):  # another worker may have a model that works
-                self.health.report_model_failed(error)
-                os.kill(self.health.pid, signal.SIGTERM)
+                self.health.fail(error)
             time.sleep(_REQUEUE_PAUSE_S)
             raise Reject(str(error), requeue=True) from error
 
@@ -128,12 +123,23 @@ def _prepare_worker(sender: str, **_: object) -> None:
 
 @worker_process_init.connect
 def _start_pool_process(**_: object) -> None:
+    """Load the model before the process takes a message, so that loading uses up no attempt and no time limit."""
+    try:
+        if hasattr(PredictTask, "model"):  # WARM_UP: the main process has loaded it
+            PredictTask.health.report_model_loaded()
+        else:
+            PredictTask.load_model()
+    except Exception as error:  # noqa: BLE001 - unpickling runs code of the model, which may raise any error
+        failure = error if isinstance(error, ModelError) else ModelError(f"the model was not loaded: {error!r}")
+        PredictTask.health.fail(failure)
     PredictTask.health.start_progress_thread()
 
 
 @worker_shutting_down.connect
 def _stop_worker(**_: object) -> None:
-    lifecycle.exit_in_time()
+    lifecycle.exit_in_time(1 if PredictTask.health.has_failed else 0)
 
 
+if settings.remote_control:
+    celeryd_init.connect(lifecycle.name_worker_by_process)
 app.steps["consumer"].add(Heartbeat)

@@ -68,6 +68,11 @@ app.conf.update(
     worker_prefetch_multiplier=2,  # few messages are redelivered, and counted as delivered, after a crash
     # Our consumer: no delayed delivery, no message bodies in the log.
     worker_consumer="celery_task_app.consumer.consumer:Consumer",
+    # Remote control is off: any program that reaches the broker could stop the worker, and two workers of one host
+    # would need names of their own.
+    worker_enable_remote_control=settings.remote_control,
+    # A pool process loads the model before it takes a message; Celery kills it if that takes longer.
+    worker_proc_alive_timeout=120,
     # Time limits of a message; RabbitMQ's own consumer timeout is 30 minutes.
     task_soft_time_limit=5,
     task_time_limit=10,

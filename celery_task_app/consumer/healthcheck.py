@@ -1,23 +1,62 @@
 """The health check of a worker container: `python -m celery_task_app.consumer.healthcheck`.
 
-It exits with 0 if a worker of this host can predict, else with 1.
+It exits with 0 if a worker of this host consumes messages and can predict, else with 1 and a sentence. Each worker
+writes its status to a file. So the check needs no server, and no import that costs more than it: 0.03 s of CPU time
+instead of 0.4 s with a client of the result store.
 """
 
-import asyncio
-import socket
+import json
+import os
 import sys
+import time
+from pathlib import Path
+from tempfile import gettempdir
 
-from celery_task_app.settings import settings
-from celery_task_app.store.connection import connect_async
-from celery_task_app.store.worker_status import can_predict, list_worker_statuses
+MAX_AGE_S = 15
+"""A status that is older does not count; a worker writes it every 5 s."""
 
 
-async def is_worker_healthy(backend_uri: str, host: str) -> bool:
-    """Return whether a worker of the host publishes that it can predict."""
-    async with connect_async(backend_uri) as client:
-        statuses = await list_worker_statuses(client)
-    return any(name.startswith(f"celery@{host}/") and can_predict(status) for name, status in statuses.items())
+def status_folder() -> Path:
+    """Return the folder of this user's status files, one for each worker."""
+    return Path(gettempdir(), f"churn-worker-{os.getuid()}")
+
+
+def write_status(pid: int, problem: str) -> None:
+    """Write the status of a worker; an empty problem says that it can predict.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    folder = status_folder()
+    folder.mkdir(mode=0o700, exist_ok=True)
+    new = folder / f".{pid}"
+    new.write_text(json.dumps({"monotonic": time.monotonic(), "problem": problem}))
+    new.replace(folder / str(pid))
+
+
+def remove_status(pid: int) -> None:
+    """Remove the status of a worker that consumes no messages any more."""
+    (status_folder() / str(pid)).unlink(missing_ok=True)
+
+
+def find_problem() -> str:
+    """Return why no worker of this host can predict; an empty text if one can."""
+    problem = "no worker of this host consumes messages"
+    for path in status_folder().glob("[0-9]*"):
+        try:
+            status = json.loads(path.read_text())
+            age_s = time.monotonic() - status["monotonic"]
+        except (OSError, ValueError, LookupError, TypeError):
+            continue
+        if 0 <= age_s <= MAX_AGE_S:
+            if not status["problem"]:
+                return ""
+            problem = f"worker {path.name}: {status['problem']}"
+        elif age_s >= 0:
+            problem = f"worker {path.name} has written no status for {age_s:.0f} s"
+    return problem
 
 
 if __name__ == "__main__":
-    sys.exit(not asyncio.run(is_worker_healthy(settings.backend_uri, socket.gethostname())))
+    if reason := find_problem():
+        sys.exit(f"Unhealthy: {reason}.")

@@ -1,7 +1,8 @@
 """The worker's status: published every 5 s while messages are consumed, with a TTL of 15 s.
 
-The main process publishes it. A thread in each pool process records in shared memory that the process runs; if all pool
-processes are silent for 8 s, the status is "stuck", and the main process replaces them.
+The main process publishes it. Each pool process records in shared memory that it has loaded the model, and a thread
+records that it runs. If all of them are silent for 8 s, the status is "stuck", and the main process replaces them. If
+three in a row end before they have loaded the model, the worker stops.
 """
 
 import logging
@@ -11,28 +12,33 @@ import signal
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from billiard import active_children
+from billiard import active_children, current_process
 from celery import bootsteps
+from celery.signals import worker_shutdown
 
+from celery_task_app.consumer.healthcheck import remove_status, write_status
 from celery_task_app.errors import ModelError, ResultStoreUnavailable
-from celery_task_app.store.connection import StoreClient, connect
+from celery_task_app.store.connection import StoreClient, clock_skew_s, connect
 from celery_task_app.store.worker_status import WorkerStatus, publish_status, withdraw_status
 
 logger = logging.getLogger(__name__)
 
 _PERIOD_S = 5
+_CHECK_PERIOD_S = 1
 _TTL_S = 15
 _FAILED_TTL_S = 60  # a worker whose model failed stops; its supervisor takes a while to start another
 _PROGRESS_PERIOD_S = 1
 _STUCK_AFTER_S = 8  # so a stuck worker is detected within 13 s
 _STUCK_STATUSES_BEFORE_KILL = 3  # the time limit kills a process that is only busy before this
+_LOST_BEFORE_STOP = 3
 
-# Offsets in the shared memory: a byte, is the model loaded; a double, when a pool process last ran (time.monotonic).
-_MODEL_LOADED, _LAST_RUN = 0, 8
+# Offsets in the shared memory: a byte, has the model failed; a double, when a pool process last ran (time.monotonic);
+# then for each pool process, by its index, its pid once it has loaded the model. Each slot has one writer.
+_FAILED, _LAST_RUN, _SLOTS, _SLOT_BYTES, _MAX_PROCESSES = 0, 8, 16, 8, 1_024
 
 
 class WorkerHealth:
@@ -51,49 +57,102 @@ class WorkerHealth:
         self.pid = os.getpid()
         self.model_version = ""
         self._backend_uri = backend_uri
-        self._shared = mmap.mmap(-1, 16)
+        self._shared = mmap.mmap(-1, _SLOTS + _SLOT_BYTES * _MAX_PROCESSES)
         self._stuck_statuses = 0
+        self._loading: set[int] = set()  # pids of pool processes that had not loaded the model at the last check
+        self._lost_while_loading = 0
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether this worker stops because its model cannot be used."""
+        return bool(self._shared[_FAILED])
 
     def report_model_loaded(self) -> None:
-        """Record that a process has loaded the model, and withdraw the failure of an earlier start."""
-        self._shared[_MODEL_LOADED] = 1
+        """Record that this process has the model, and withdraw the failure of an earlier start."""
+        index = 0 if os.getpid() == self.pid else current_process().index
+        struct.pack_into("q", self._shared, _SLOTS + _SLOT_BYTES * (index % _MAX_PROCESSES), os.getpid())
         with self._store() as client:
             withdraw_status(client, self.hostname)
+
+    def fail(self, error: ModelError) -> None:
+        """Log why this worker stops, publish it for a minute, and stop the worker.
+
+        Any process of the worker may call it. The exit code of the worker is 1, and its messages are requeued.
+        """
+        self.report_model_failed(error)
+        self._shared[_FAILED] = 1
+        os.kill(self.pid, signal.SIGTERM)
 
     def report_model_failed(self, error: ModelError) -> None:
         """Log why this worker stops, and publish it for a minute."""
         logger.critical("the worker stops: %s", error)
+        status = WorkerStatus(model="failed", detail=str(error), queues=[], clock_skew_s=0)
         with self._store() as client:
-            publish_status(client, self.hostname, WorkerStatus(model="failed", detail=str(error)), _FAILED_TTL_S)
+            publish_status(client, self.hostname, status, _FAILED_TTL_S)
 
     def start_progress_thread(self) -> None:
         """Record in a thread of this pool process that the process runs."""
         threading.Thread(target=self._record_progress, name="progress", daemon=True).start()
 
-    def publish(self) -> None:
-        """Publish the status, and replace pool processes that have been stuck for several statuses."""
+    def check_pool(self) -> bool:
+        """Stop the worker if several pool processes in a row have ended before they had loaded the model.
+
+        Returns:
+            Whether a process has loaded the model since the last check.
+        """
+        running = {process.pid for process in active_children()}
+        loaded = self._loaded(running)
+        is_news = bool(loaded & self._loading)
+        self._lost_while_loading = 0 if loaded else self._lost_while_loading + len(self._loading - running)
+        self._loading = running - loaded
+        if self._lost_while_loading >= _LOST_BEFORE_STOP and not self.has_failed:
+            lost = f"{self._lost_while_loading} pool processes ended while they loaded the model"
+            self.fail(ModelError(f"{lost}: is there too little memory, or does unpickling it end the process?"))
+        return is_news
+
+    def publish(self, queues: Sequence[str]) -> None:
+        """Publish the status, and replace pool processes that have been stuck for several statuses.
+
+        Args:
+            queues: the names of the queues that this worker consumes.
+        """
         (last_run,) = struct.unpack_from("d", self._shared, _LAST_RUN)
         silent_s = time.monotonic() - last_run if last_run else 0
-        if silent_s > _STUCK_AFTER_S:
-            status = WorkerStatus(model="stuck", detail=f"no pool process has run for {silent_s:.0f} s")
+        is_loaded = bool(self._loaded({process.pid for process in active_children()} | {self.pid}))
+        status = WorkerStatus(
+            model="loaded" if is_loaded else "not loaded yet",
+            detail=self.model_version,
+            queues=list(queues),
+            clock_skew_s=0,
+        )
+        if is_loaded and silent_s > _STUCK_AFTER_S:  # a process that loads the model may be silent for longer
+            status["model"], status["detail"] = "stuck", f"no pool process has run for {silent_s:.0f} s"
             self._stuck_statuses += 1
             if self._stuck_statuses >= _STUCK_STATUSES_BEFORE_KILL:
                 _kill_pool_processes()
         else:
             self._stuck_statuses = 0
-            is_loaded = bool(self._shared[_MODEL_LOADED])
-            status = WorkerStatus(model="loaded" if is_loaded else "not loaded yet", detail=self.model_version)
+        try:
+            write_status(self.pid, "" if status["model"] == "loaded" else f"{status['model']} {status['detail']}")
+        except OSError as error:
+            logger.warning("status file not written: %s", error)
         with self._store() as client:
+            status["clock_skew_s"] = round(clock_skew_s(client), 3)
             publish_status(client, self._name, status, _TTL_S)
 
     def withdraw(self) -> None:
         """Withdraw the status: this worker consumes no messages any more."""
+        remove_status(self.pid)
         with self._store() as client:
             withdraw_status(client, self._name)
 
     @property
     def _name(self) -> str:
         return f"{self.hostname}/{self.pid}"
+
+    def _loaded(self, pids: set[int]) -> set[int]:
+        """Return those of some processes that have loaded the model."""
+        return pids.intersection(struct.unpack_from(f"{_MAX_PROCESSES}q", self._shared, _SLOTS))
 
     def _record_progress(self) -> None:
         while True:
@@ -116,17 +175,37 @@ class Heartbeat(bootsteps.StartStopStep):
     requires = ("celery.worker.consumer:Tasks",)
     health: WorkerHealth
     """Set when the worker starts."""
+    _timers: tuple[Any, ...] = ()  # a consumer that never connected is stopped without a start
 
     def start(self, consumer: Any) -> None:
         """Publish from the event loop: Celery ends the worker if a pool process is lost before the loop runs."""
-        self._first = consumer.timer.call_after(0, self.health.publish)
-        self._next = consumer.timer.call_repeatedly(_PERIOD_S, self.health.publish)
+
+        def publish() -> None:
+            self.health.publish([queue.name for queue in consumer.task_consumer.queues])
+
+        def check() -> None:
+            if self.health.check_pool():
+                publish()
+
+        self._timers = (
+            consumer.timer.call_after(0, check),
+            consumer.timer.call_after(0, publish),
+            consumer.timer.call_repeatedly(_CHECK_PERIOD_S, check),
+            consumer.timer.call_repeatedly(_PERIOD_S, publish),
+        )
 
     def stop(self, _consumer: Any) -> None:
         """Stop publishing, and withdraw the status at once."""
-        self._first.cancel()
-        self._next.cancel()
+        for timer in self._timers:
+            timer.cancel()
         self.health.withdraw()
+
+
+@worker_shutdown.connect
+def _set_exit_code(sender: Any, **_: object) -> None:
+    """Let the worker exit with 1 if it stopped because its model cannot be used."""
+    if Heartbeat.health.has_failed:
+        sender.exitcode = 1
 
 
 def _kill_pool_processes() -> None:

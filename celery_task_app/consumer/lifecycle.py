@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import billiard.pool
 
@@ -56,12 +57,27 @@ def _stop(health: WorkerHealth, error: ModelError) -> None:
     raise SystemExit(1) from error
 
 
-def exit_in_time() -> None:
-    """Exit after `STOP_WITHIN_S` seconds, even if the broker does not answer; it redelivers unacknowledged messages."""
+def name_worker_by_process(instance: Any, **_: object) -> None:
+    """Give a worker without a name of its own one with its process id: `celery-PID@HOST`.
+
+    Remote control needs a queue for each name, and RabbitMQ gives it to one connection only: a second worker of a host
+    would never consume.
+    """
+    name, _, host = instance.hostname.partition("@")
+    if name == "celery":
+        instance.hostname = f"celery-{os.getpid()}@{host}"
+
+
+def exit_in_time(exit_code: int) -> None:
+    """Exit after `STOP_WITHIN_S` seconds, even if the broker does not answer; it redelivers unacknowledged messages.
+
+    Args:
+        exit_code: 0 if the stop was requested, so that a supervisor does not count it as a failure.
+    """
 
     def exit_now() -> None:
         logger.error("the broker did not answer within %s s of the stop: exiting without it", STOP_WITHIN_S)
-        os._exit(0)  # a stop was requested, so a supervisor shall not count it as a failure
+        os._exit(exit_code)
 
     timer = threading.Timer(STOP_WITHIN_S, exit_now)
     timer.daemon = True

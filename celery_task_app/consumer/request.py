@@ -17,7 +17,7 @@ from celery_task_app.errors import MalformedMessage, Unavailable
 
 logger = logging.getLogger(__name__)
 
-for _name in ("on_failure", "_already_cancelled", "_already_revoked", "_context", "acknowledge", "reject"):
+for _name in ("on_failure", "_already_cancelled", "_already_revoked", "_context", "acknowledge", "reject", "info"):
     if not hasattr(Request, _name):
         raise ImportError(f"Celery's Request has no {_name} any more: see docs/adr/0003")
 
@@ -54,3 +54,7 @@ class RecoveringRequest(Request):
             self.reject(requeue=True)
         else:
             self.acknowledge()
+
+    def info(self, safe: bool = False) -> dict[str, Any]:
+        """Describe the message for `celery inspect` without its arguments, which are customers."""
+        return {**super().info(safe=safe), "args": "-", "kwargs": "-"}

@@ -4,13 +4,13 @@ import time
 import uuid
 from typing import Any
 
-from amqp.exceptions import MessageNacked
+from amqp.exceptions import MessageNacked, NotFound
 from kombu import Connection, Producer, Queue
 from kombu.exceptions import OperationalError
 
 from celery_task_app.errors import BrokerUnavailable, Overloaded
 from celery_task_app.messaging.messages import Message
-from celery_task_app.worker import DEAD, app, transport_for
+from celery_task_app.worker import BATCHES, DEAD, PREDICTIONS, app, transport_for
 
 _STEP_TIMEOUT_S = 0.7  # of each step of a connection, and of a confirm
 
@@ -43,10 +43,15 @@ def publisher_connection(uri: str) -> Connection:
     )
 
 
-def probe_broker(uri: str) -> None:
-    """Publish a message to an exchange that every RabbitMQ has and that has no queue.
+def probe_broker(uri: str) -> dict[str, int]:
+    """Check that the broker accepts messages, and count the consumers of each queue that workers must consume.
 
-    A connection alone proves too little: RabbitMQ accepts connections during a memory or disk alarm.
+    The message goes to an exchange that every RabbitMQ has and that has no queue: RabbitMQ accepts connections during a
+    memory or disk alarm, but no message. A queue without a leader refuses messages too; RabbitMQ then reports that it
+    has no consumer.
+
+    Returns:
+        by queue, the number of its consumers; nothing on Valkey and Redis, which do not count them.
 
     Raises:
         BrokerUnavailable: the broker did not confirm, with the reason.
@@ -54,8 +59,16 @@ def probe_broker(uri: str) -> None:
     connection = publisher_connection(uri)
     try:
         connection.Producer(auto_declare=False).publish("", exchange="amq.fanout")
-    except OperationalError as error:
-        raise BrokerUnavailable(f"{error}") from error
+        if connection.transport.driver_type != "amqp":
+            return {}
+        channel = connection.default_channel
+        return {
+            queue.name: queue(channel).queue_declare(passive=True).consumer_count for queue in (PREDICTIONS, BATCHES)
+        }
+    except NotFound:
+        return {PREDICTIONS.name: 0, BATCHES.name: 0}  # the first worker declares them
+    except (OperationalError, OSError, *connection.connection_errors, *connection.channel_errors) as error:
+        raise BrokerUnavailable(f"{error}" or repr(error)) from error
     finally:
         connection.collect()
 
@@ -80,14 +93,16 @@ class Publisher:
             BrokerUnavailable: there was no confirm. The broker may have the message all the same, which is harmless:
                 predictions are idempotent.
         """
-        # An idle connection may be dead. A publish that fails on it is retried once on a new connection.
+        # An idle connection may be dead, and a channel whose queue has lost its leader refuses every message, also when
+        # there is a new leader. A publish that fails on an old connection is retried once on a new one.
         was_open = self._producer is not None
         try:
             self._publish(message, retries)
         except (OperationalError, *self._connection.connection_errors, *self._connection.channel_errors) as error:
-            if isinstance(error.__cause__, MessageNacked):
-                raise Overloaded("the queue is full") from error
+            is_full = not was_open and isinstance(error.__cause__, MessageNacked) and self._has_messages(message.queue)
             self.close()
+            if is_full:
+                raise Overloaded("the queue is full") from error
             if not was_open:
                 raise BrokerUnavailable(f"the broker did not confirm: {error!r}") from error
             time.sleep(_REDECLARE_PAUSE_S)
@@ -114,6 +129,13 @@ class Publisher:
         """Close the socket without the AMQP close handshake, which blocks on a frozen broker."""
         self._producer = None
         self._connection.collect(_STEP_TIMEOUT_S)
+
+    def _has_messages(self, queue: Queue) -> bool:
+        """Return whether a queue that refused a message is full; a queue without a leader reports no message."""
+        try:
+            return self.depth(queue) > 0
+        except BrokerUnavailable:
+            return False
 
     def _publish(self, message: Message[Any], retries: int) -> None:
         if self._producer is None:

@@ -90,3 +90,19 @@ def clock_skew_s(client: StoreClient) -> float:
     with store_errors():
         seconds, microseconds = client.time()
     return (before + time.time()) / 2 - (seconds + microseconds / 1e6)
+
+
+async def check_store(client: AsyncStoreClient) -> float:
+    """Check that the result store can be used; return the seconds by which this host's clock is ahead of it.
+
+    Raises:
+        ResultStoreUnavailable: it does not answer, or is a Redis Cluster, which refuses scripts with several keys.
+    """
+    async with store_call():
+        before = time.time()
+        seconds, microseconds = await client.time()
+        skew_s = (before + time.time()) / 2 - (seconds + microseconds / 1e6)
+        cluster = await client.info("cluster")
+    if cluster.get("cluster_enabled"):
+        raise ResultStoreUnavailable("it is a Redis Cluster, which is not supported: use a server without cluster mode")
+    return skew_s

@@ -5,7 +5,7 @@ which may be the part that fails.
 """
 
 import json
-from typing import Literal, TypedDict, cast
+from typing import Literal, NotRequired, TypedDict, cast
 
 from celery_task_app.store.connection import AsyncStoreClient, StoreClient, store_errors
 
@@ -20,11 +20,20 @@ class WorkerStatus(TypedDict):
     """`failed`: the model cannot be used. `stuck`: no pool process runs."""
     detail: str
     """The version of the model, or the reason why the worker cannot predict."""
+    queues: NotRequired[list[str]]
+    """The names of the queues that the worker consumes. Workers up to 0.1.0 consume all, and do not name them."""
+    clock_skew_s: NotRequired[float]
+    """The seconds by which the worker's clock is ahead of the result store's."""
 
 
-def can_predict(status: WorkerStatus) -> bool:
-    """Return whether a worker predicts; its model may still have to be loaded."""
-    return status["model"] in {"loaded", "not loaded yet"}
+def can_predict(status: WorkerStatus, queue: str) -> bool:
+    """Return whether a worker predicts the messages of a queue.
+
+    A worker up to 0.1.0 loads its model at its first message, so "not loaded yet" means that it can.
+    """
+    if (queues := status.get("queues")) is None:
+        return status["model"] in {"loaded", "not loaded yet"}
+    return status["model"] == "loaded" and queue in queues
 
 
 def publish_status(client: StoreClient, name: str, status: WorkerStatus, ttl_s: int) -> None:

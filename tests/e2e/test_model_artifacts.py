@@ -13,10 +13,8 @@ import psutil
 import pytest
 from lightgbm import LGBMClassifier
 
-from api.http.problems import ProblemType
 from tests.conftest import MANIFEST
 from tests.harness import marked_model
-from tests.harness.assertions import assert_problem
 from tests.harness.processes import ROOT, until
 from tests.harness.servers import Servers
 from tests.harness.service import Service, running_api, running_service
@@ -103,12 +101,12 @@ def test_golden_rows_with_other_probabilities_stop_the_worker(api: Service, mode
     assert "for golden row 0" in log
 
 
-# Without WARM_UP a pool process unpickles the model first. It tells its worker to stop.
+# Without WARM_UP each pool process unpickles the model. The first one that cannot stops its worker.
 def test_a_message_waits_for_a_worker_with_a_usable_model(api: Service, model: Path, customer: dict[str, Any]) -> None:
     truncate_without_manifest(model)
     task_id = api.predict(customer)
     code, log = run_to_the_end(api.servers, model)
-    assert (code, log.count("worker stops")) == (0, 1)
+    assert (code, log.count("worker stops")) == (1, 1)
     assert api.result(task_id).status_code == 202
 
     with Service(api.servers, model.parent, {}).worker.running():
@@ -117,15 +115,37 @@ def test_a_message_waits_for_a_worker_with_a_usable_model(api: Service, model: P
         assert failed_models(api) == []
 
 
-def test_a_model_that_loads_too_slowly_fails_the_prediction_but_not_the_worker(
+# Loading is no attempt: no customer pays for it.
+
+
+def test_a_model_that_loads_longer_than_the_time_limits_predicts(
     servers: Servers, tmp_path: Path, customer: dict[str, Any]
 ) -> None:
-    path = tmp_path / "slow.joblib"
-    joblib.dump(marked_model.SlowToLoad(), path)
-    settings = {"MODEL_PATH": str(path), "WARM_UP": "false"}
-    with running_service(servers, tmp_path, "tests.harness.workers.impatient", **settings) as service:
-        assert_problem(service.ended(service.predict(customer), within_s=60), ProblemType.PREDICTION_FAILED)
-        assert service.answers()
+    path = str(marked_model.save(tmp_path, marked_model.SlowToLoad(5)))
+    service = Service(servers, tmp_path, {"MODEL_PATH": path}, "tests.harness.workers.impatient")  # a hard limit of 2 s
+    with service.api.running(), service.worker.running():
+        service.await_answer("/livez", service.api)
+        task_id = service.predict(customer)
+        batch = service.batch_accepted([customer])
+        assert service.ended(task_id).status_code == 200
+        assert service.batch_ended(batch)["failed"] == 0
+
+
+def test_a_worker_whose_processes_end_while_they_load_stops_and_fails_no_prediction(
+    servers: Servers, tmp_path: Path, customer: dict[str, Any]
+) -> None:
+    path = str(marked_model.save(tmp_path, marked_model.KillsItsLoader()))
+    with running_api(servers, tmp_path) as api:
+        task_id, batch = api.predict(customer), api.batch_accepted([customer])
+        worker = Service(servers, tmp_path, {"MODEL_PATH": path}).worker
+        worker.start()
+        assert worker.wait(within_s=60) == 1
+        assert "pool processes ended while they loaded the model" in worker.text()
+        assert any("failed" in status["model"] for status in api.readiness()["workers"].values())
+        assert api.result(task_id).status_code == 202
+        with Service(servers, tmp_path, {}).worker.running():
+            assert api.ended(task_id).status_code == 200
+            assert api.batch_ended(batch)["failed"] == 0
 
 
 def test_a_process_that_is_forked_with_the_model_predicts(

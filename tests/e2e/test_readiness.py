@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,9 @@ import pytest
 from api.http.problems import ProblemType
 from tests.conftest import MANIFEST
 from tests.harness.assertions import assert_problem
+from tests.harness.clocks import clock_off_by
 from tests.harness.processes import ROOT, free_port, until
-from tests.harness.servers import Servers
+from tests.harness.servers import Servers, embedded_valkey, running_servers, start_redis
 from tests.harness.service import Service, running_api
 
 
@@ -27,9 +30,13 @@ def test_readiness_names_each_part(service: Service) -> None:
 
     body = until(loaded)
     ((name, status),) = body.pop("workers").items()
-    assert body == {"status": "ready", "broker": "up", "result_store": "up"}
+    consumers = {"churn": 1, "churn.batch": 1} if service.servers.name == "rabbitmq" else {}
+    up = dict.fromkeys(("broker", "result_store", "subscription", "submissions"), "up")
+    assert body == {"status": "ready", **up, "consumers": consumers, "warnings": []}
     assert name.startswith("celery@")
-    assert status == {"model": "loaded", "detail": MANIFEST["version"]}
+    assert abs(status.pop("clock_skew_s")) < 1
+    queues = ["churn", "churn.batch", "churn.dead"]
+    assert status == {"model": "loaded", "detail": MANIFEST["version"], "queues": queues}
 
 
 # Each of these takes 15 s, and does not depend on the broker.
@@ -58,7 +65,7 @@ def test_a_frozen_worker_is_not_ready_within_20_s(service: Service) -> None:
 def healthcheck(service: Service) -> int:
     """Run the health check of the worker's container; return its exit code."""
     command = [sys.executable, "-m", "celery_task_app.consumer.healthcheck"]
-    env = {**os.environ, **service.servers.env}
+    env = {**os.environ, **service.worker.env}
     return subprocess.run(command, cwd=ROOT, env=env, timeout=30, check=False).returncode
 
 
@@ -84,6 +91,76 @@ def test_a_memory_alarm_of_the_broker_is_named(service: Service, customer: dict[
     finally:
         service.servers.rabbitmqctl("set_vm_memory_high_watermark", "0.6")
     until(service.answers)
+
+
+def test_a_worker_without_a_queue_is_not_ready(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        service = Service(stack.enter_context(running_servers("valkey", tmp_path)), tmp_path, {})
+        service.worker.command = [*service.worker.command, "-Q", "churn.batch", "-n", "named@%h"]
+        stack.enter_context(service.api.running())
+        stack.enter_context(service.worker.running())
+        service.await_answer("/livez", service.api)
+        until(lambda: any(name.startswith("named@") for name in service.readiness()["workers"]))
+        until(lambda: healthcheck(service) == 0)  # the check needs no name
+        detail = assert_problem(service.get("/readyz"), ProblemType.NOT_READY)["detail"]
+        assert "No worker that can predict consumes `churn`" in detail
+        assert "churn.batch" not in detail
+
+
+@pytest.mark.parametrize("servers", ["rabbitmq"], indirect=True)
+def test_a_queue_without_a_leader_is_not_ready_and_not_full(service: Service, customer: dict[str, Any]) -> None:
+    server = "{'%2F_churn', node()}"
+    service.servers.rabbitmqctl("eval", f"ra:stop_server(quorum_queues, {server}).")
+    try:
+        until(lambda: "`churn`" in service.readiness().get("detail", ""), within_s=10)
+        answers = [service.post(customer) for _ in range(5)]
+        assert {answer.status_code for answer in answers} == {503}
+    finally:
+        service.servers.rabbitmqctl("eval", f"ra:restart_server(quorum_queues, {server}).")
+    until(lambda: service.post(customer).status_code == 202, within_s=10)
+    until(service.answers, within_s=10)
+
+
+@pytest.mark.parametrize("servers", ["rabbitmq"], indirect=True)
+@pytest.mark.parametrize(("uri", "reason"), [("guest:wrong@", "ACCESS_REFUSED"), ("guest:guest@", "vhost")])
+def test_a_refused_login_and_a_missing_vhost_are_named(servers: Servers, tmp_path: Path, uri: str, reason: str) -> None:
+    address = servers.broker_uri.replace("guest:guest@", uri)
+    broker_uri = address if "wrong" in uri else address.removesuffix("//") + "/missing"
+    with running_api(servers, tmp_path, BROKER_URI=broker_uri) as api:
+        body = assert_problem(api.get("/readyz"), ProblemType.NOT_READY)
+        assert reason.lower() in body["broker"].lower()
+        assert "wrong" not in body["broker"]
+
+
+def test_a_redis_cluster_is_named(tmp_path: Path) -> None:
+    store, port = start_redis(tmp_path / "cluster", embedded_valkey(), "--cluster-enabled", "yes")
+    with contextlib.ExitStack() as stack:
+        stack.callback(store.kill)
+        broker = stack.enter_context(running_servers("valkey", tmp_path))
+        api = stack.enter_context(running_api(broker, tmp_path, BACKEND_URI=f"redis://127.0.0.1:{port}/0"))
+        assert "Redis Cluster" in api.readiness()["result_store"]
+
+
+@pytest.mark.parametrize("servers", ["rabbitmq"], indirect=True)
+def test_a_flood_of_probes_causes_one_check_a_second(service: Service) -> None:
+    log = Path(service.servers.broker.env["RABBITMQ_LOG_BASE"])
+
+    def logged() -> int:
+        return sum(path.read_text(errors="replace").count("authenticated and granted") for path in log.glob("*.log"))
+
+    before, started = logged(), time.monotonic()
+    with ThreadPoolExecutor(60) as pool:
+        answers = list(pool.map(lambda _: service.answers(), range(600)))
+    took_s = time.monotonic() - started
+    assert all(answers)
+    assert logged() - before <= took_s + 3
+
+
+@on_valkey
+def test_a_clock_that_is_off_is_a_warning(servers: Servers, tmp_path: Path) -> None:
+    with running_api(servers, tmp_path, **clock_off_by(-60)) as api:
+        (warning,) = api.readiness()["warnings"]
+        assert "this API is -60" in warning
 
 
 @pytest.mark.parametrize("part", ["broker", "result_store"])

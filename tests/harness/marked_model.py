@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -55,11 +56,30 @@ class SlowModel(MarkedModel):
         return super().predict_proba(customers)
 
 
-class SlowToLoad:
-    """An object that takes 5 s to unpickle; tests/harness/workers/impatient.py allows less."""
+@dataclass
+class SlowToLoad(MarkedModel):
+    """A model that takes seconds to unpickle."""
 
-    def __reduce__(self) -> tuple[Callable[[float], None], tuple[float]]:
-        return time.sleep, (5,)
+    seconds: float = 5
+
+    def __reduce__(self) -> tuple[Callable[[float], MarkedModel], tuple[float]]:
+        return load_slowly, (self.seconds,)
+
+
+def load_slowly(seconds: float) -> MarkedModel:
+    time.sleep(seconds)
+    return MarkedModel()
+
+
+class KillsItsLoader(MarkedModel):
+    """A model that ends the process that unpickles it, as a lack of memory does."""
+
+    def __reduce__(self) -> tuple[Callable[[int], None], tuple[int]]:
+        return kill_this_process, (signal.SIGKILL,)
+
+
+def kill_this_process(number: int) -> None:
+    os.kill(os.getpid(), number)
 
 
 def save(folder: Path, model: MarkedModel | None = None) -> Path:

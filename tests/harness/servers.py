@@ -120,12 +120,14 @@ def redis_answers(port: int | None) -> bool:
     return False
 
 
-def start_redis(folder: Path, program: str) -> tuple[Process, int]:
+def start_redis(folder: Path, program: str, *more: str) -> tuple[Process, int]:
     """Start Redis or Valkey with an append-only file; return it and its port."""
     folder.mkdir()
     port = free_port()
     options = {"port": str(port), "dir": str(folder), "appendonly": "yes", "save": "", "bind": "127.0.0.1"}
-    server = Process([program, *(x for key, value in options.items() for x in (f"--{key}", value))], folder / "log")
+    server = Process(
+        [program, *(x for key, value in options.items() for x in (f"--{key}", value)), *more], folder / "log"
+    )
     server.start()
     until(lambda: redis_answers(port))
     return server, port

@@ -40,7 +40,8 @@ class Service:
         api = [sys.executable, "-m", "uvicorn", "app:app", "--port", str(self.port)]
         worker = [sys.executable, "-m", "celery", "-A", self.celery_app, "worker", "-l", "info"]
         self.api = Process(api, self.folder / "api.log", env)
-        self.worker = Process(worker, self.folder / "worker.log", env)
+        # The health check reads the status files in TMPDIR; other tests run workers at the same time.
+        self.worker = Process(worker, self.folder / "worker.log", {**env, "TMPDIR": str(self.folder)})
 
     @property
     def url(self) -> str:

@@ -2,19 +2,16 @@
 
 import asyncio
 from collections.abc import Iterator
-from typing import Literal
 from uuid import uuid4
 
 import pytest
 import redis
 
 from api.readiness import Readiness, ReadinessCheck
-from celery_task_app.consumer.healthcheck import is_worker_healthy
 from celery_task_app.errors import ResultStoreUnavailable
 from celery_task_app.store.connection import connect, connect_async
 from celery_task_app.store.worker_status import (
     WorkerStatus,
-    can_predict,
     list_worker_statuses,
     publish_status,
     withdraw_status,
@@ -23,9 +20,9 @@ from tests.harness.processes import free_port, until
 from tests.harness.servers import Servers
 from tests.integration.queues import broker_uri_at
 
-LOADED = WorkerStatus(model="loaded", detail="v1")
-FAILED = WorkerStatus(model="failed", detail="no model")
-Model = Literal["loaded", "not loaded yet", "failed", "stuck"]
+QUEUES = ["churn", "churn.batch"]
+LOADED = WorkerStatus(model="loaded", detail="v1", queues=QUEUES)
+FAILED = WorkerStatus(model="failed", detail="no model", queues=[])
 
 
 @pytest.fixture
@@ -50,7 +47,7 @@ def statuses(uri: str) -> dict[str, WorkerStatus]:
 
 def readiness(broker_uri: str, backend_uri: str) -> Readiness:
     async def check() -> Readiness:
-        parts = ReadinessCheck(broker_uri, connect_async(backend_uri))
+        parts = ReadinessCheck(broker_uri, connect_async(backend_uri), lambda: True, lambda: "")
         try:
             return await parts.check()
         finally:
@@ -77,33 +74,12 @@ def test_a_withdrawn_or_expired_status_is_not_listed(servers: Servers, client: r
     assert client.smembers("churn:workers") == {f"celery@{host}/3".encode()}
 
 
-@pytest.mark.parametrize(
-    ("model", "expected"), [("loaded", True), ("not loaded yet", True), ("failed", False), ("stuck", False)]
-)
-def test_a_worker_is_healthy_if_it_can_predict(
-    servers: Servers, client: redis.Redis, host: str, model: Model, expected: bool
-) -> None:
-    status = WorkerStatus(model=model, detail="")
-    publish_status(client, f"celery@{host}/1", status, 15)
-    assert can_predict(status) is expected
-    assert asyncio.run(is_worker_healthy(servers.backend_uri, host)) is expected
-    assert readiness(servers.broker_uri, servers.backend_uri).is_ready is expected
-
-
-def test_a_worker_of_another_host_or_without_a_process_is_not_healthy(
-    servers: Servers, client: redis.Redis, host: str
-) -> None:
-    assert asyncio.run(is_worker_healthy(servers.backend_uri, host)) is False
-    publish_status(client, f"celery@{host}0/1", LOADED, 15)
-    publish_status(client, f"celery@{host}", LOADED, 15)
-    assert asyncio.run(is_worker_healthy(servers.backend_uri, host)) is False
-
-
 def test_readiness_needs_every_part(servers: Servers, client: redis.Redis, host: str) -> None:
     publish_status(client, f"celery@{host}/1", FAILED, 15)
     publish_status(client, f"celery@{host}/2", LOADED, 15)
     ready = readiness(servers.broker_uri, servers.backend_uri)
-    assert (ready.is_ready, ready.broker, ready.result_store) == (True, "up", "up")
+    assert (ready.broker, ready.result_store) == ("up", "up")
+    assert ready.is_ready is (servers.name == "valkey")  # RabbitMQ knows that there is no worker
     assert ready.workers == {f"celery@{host}/1": FAILED, f"celery@{host}/2": LOADED}
     without_broker = readiness(broker_uri_at(servers, free_port()), servers.backend_uri)
     assert not without_broker.is_ready

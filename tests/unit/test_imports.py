@@ -53,8 +53,8 @@ def test_app_imports_no_worker_code_and_no_library_of_the_broker_the_store_or_th
     assert {name for name in found if not is_within(name, {"celery_task_app.ml.artifact"})} <= {"celery_task_app.ml"}
 
 
-def test_only_the_four_entry_points_import_the_settings_of_the_process() -> None:
-    entry_points = {"app.py", *(f"celery_task_app/{name}.py" for name in ("worker", "tasks", "consumer/healthcheck"))}
+def test_only_the_three_entry_points_import_the_settings_of_the_process() -> None:
+    entry_points = {"app.py", *(f"celery_task_app/{name}.py" for name in ("worker", "tasks"))}
     assert importers("celery_task_app.settings.settings") == entry_points
 
 

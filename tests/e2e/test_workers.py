@@ -1,0 +1,91 @@
+"""Several workers, outages of the broker, and programs on the broker: each worker consumes, and none obeys them."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import need
+from tests.harness import marked_model
+from tests.harness.processes import ROOT, until
+from tests.harness.servers import Servers, running_servers
+from tests.harness.service import Service, running_service
+
+
+def inspect(service: Service, command: str) -> str:
+    """Return the output of `celery inspect`, for all workers of the broker."""
+    program = [sys.executable, "-m", "celery", "-A", "celery_task_app.worker", "inspect", "-t", "2", command]
+    env = {**os.environ, **service.servers.env}
+    done = subprocess.run(program, cwd=ROOT, env=env, capture_output=True, text=True, timeout=30, check=False)
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(params=["valkey", "rabbitmq"])
+def own_servers(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Servers]:
+    """Servers of a test's own: it counts all workers, or stops the broker."""
+    need(request.param)
+    with running_servers(request.param, tmp_path) as servers:
+        yield servers
+
+
+@pytest.mark.parametrize("remote_control", ["false", "true"])
+def test_two_workers_of_one_host_both_consume(
+    own_servers: Servers, tmp_path: Path, customer: dict[str, Any], remote_control: str
+) -> None:
+    settings = {"MODEL_PATH": str(marked_model.save(tmp_path)), "REMOTE_CONTROL": remote_control}
+    (tmp_path / "second").mkdir()
+    second = Service(own_servers, tmp_path / "second", {"WARM_UP": "true", **settings})
+    with running_service(own_servers, tmp_path, **settings) as first, second.worker.running():
+        until(lambda: len(first.readiness()["workers"]) == 2)
+        if own_servers.name == "rabbitmq":
+            until(lambda: first.readiness()["consumers"] == {"churn": 2, "churn.batch": 2})
+
+        def both_have_predicted() -> bool:
+            assert first.post(customer, Prefer="wait=20").status_code == 200
+            return all("received" in service.worker.text() for service in (first, second))
+
+        until(both_have_predicted)
+        assert "RESOURCE_LOCKED" not in first.worker.text() + second.worker.text()
+
+
+def test_no_worker_obeys_a_program_on_the_broker(own_servers: Servers, tmp_path: Path) -> None:
+    with running_service(own_servers, tmp_path) as service:
+        assert "pong" not in inspect(service, "ping")
+
+
+def test_remote_control_answers_without_the_values_of_customers(
+    own_servers: Servers, tmp_path: Path, customer: dict[str, Any]
+) -> None:
+    settings = {"MODEL_PATH": str(marked_model.save(tmp_path)), "REMOTE_CONTROL": "true"}
+    with running_service(own_servers, tmp_path, "tests.harness.workers.late", **settings) as service:
+        assert "pong" in inspect(service, "ping")
+        sleeping = {**customer, "Customer_Age": marked_model.SLEEPS, "Credit_Limit": 987654.5}
+        task_ids = [service.predict(sleeping) for _ in range(4)]
+
+        def listed() -> str:
+            return inspect(service, "active") + inspect(service, "reserved")
+
+        until(lambda: listed().count("predict_churn") >= 2)
+        assert "987654.5" not in listed()
+        for task_id in task_ids:
+            service.delete(task_id)
+
+
+def test_a_worker_consumes_within_seconds_of_the_return_of_the_broker(
+    own_servers: Servers, tmp_path: Path, customer: dict[str, Any]
+) -> None:
+    with running_service(own_servers, tmp_path, MODEL_PATH=str(marked_model.save(tmp_path))) as service:
+        own_servers.broker.kill()
+        # Celery's own pauses are 2, 4, 6 ... s; after 7 s the next one is longer than the limit of this test.
+        until(lambda: service.worker.text().count("Cannot connect to") >= 5, within_s=30)
+        own_servers.broker.start()
+        until(lambda: service.post(customer).status_code == 202, within_s=60)
+        accepted = time.monotonic()
+        assert service.post(customer, Prefer="wait=20").status_code == 200
+        assert time.monotonic() - accepted < 5
+        until(service.answers, within_s=10)
