@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -55,6 +56,17 @@ class SlowModel(MarkedModel):
         return super().predict_proba(customers)
 
 
+def kill_this_process() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class KillsWhileLoading:
+    """An object whose unpickling kills the process, as the kernel does at a memory limit."""
+
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        return kill_this_process, ()
+
+
 class SlowToLoad:
     """An object that takes 5 s to unpickle; tests/harness/workers/impatient.py allows less."""
 
@@ -62,8 +74,8 @@ class SlowToLoad:
         return time.sleep, (5,)
 
 
-def save(folder: Path, model: MarkedModel | None = None) -> Path:
+def save(folder: Path, model: object = None, name: str = "marked.joblib") -> Path:
     """Write a model without a manifest; return its path."""
-    path = folder / "marked.joblib"
+    path = folder / name
     joblib.dump(model or MarkedModel(), path)
     return path
