@@ -264,10 +264,12 @@ class Ledger:
                 continue
             customer = {**CUSTOMER, "Total_Trans_Ct": next(self._numbers) % 1000}
             post, task_id = self._post(customer, headers={"prefer": f"wait={POLL_WAIT_S}"})
-            if task_id:
-                response = self._request("GET", f"/churn/result/{task_id}")
-                if response is not None and response.status_code == 200:
-                    post.unanswered_until = time.monotonic()
+            ended_at = time.monotonic()
+            if ended_at - post.sent_at < POLL_WAIT_S:
+                continue
+            response = self._request("GET", f"/churn/result/{task_id}") if task_id else None
+            if post.ended_at or (response is not None and response.status_code == 200):
+                post.unanswered_until = ended_at
 
     def _fetch_all(self) -> None:
         while not self._stopped.is_set():
