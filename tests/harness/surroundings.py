@@ -27,6 +27,7 @@ from tests.harness.servers import DISK_MIB
 
 LIBFAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 REPAIRS_ITSELF_WITHIN_S = 10
+USES_UP_ATTEMPTS_S = 10
 SLOW_CLIENTS = 9  # of each kind; the API receives eight batches at a time
 AT_ONCE = 400
 
@@ -166,11 +167,21 @@ def send_batches(ledger: Ledger, ended: threading.Event, urls: list[str]) -> Non
 
 @contextmanager
 def memory_too_small(ledger: Ledger) -> Iterator[None]:
-    """Replace the worker by one whose pool processes are killed while they load the model, until a prediction ends."""
+    """Replace the worker by one whose pool processes are killed while they load the model.
+
+    At first only a few predictions wait, so that each of them meets more deaths than it has attempts.
+    """
     model = ledger.service.folder / "kills.joblib"
     if not model.exists():
         marked_model.save(model.parent, marked_model.KillsWhileLoading(), model.name)
-    with ledger.service.worker.restarted_with(MODEL_PATH=str(model), WARM_UP="false"):
+    worker = ledger.service.worker
+    with worker.paused():
+        ledger.wait_for_more(ledger.accepted, 3)
+        ledger.paused.set()
+    with worker.restarted_with(MODEL_PATH=str(model), WARM_UP="false"):
+        ends = time.monotonic() + USES_UP_ATTEMPTS_S
+        until(lambda: time.monotonic() > ends or not worker.is_running, within_s=USES_UP_ATTEMPTS_S + 1)
+        ledger.paused.clear()
         yield
 
 
