@@ -22,6 +22,7 @@ from celery_task_app.worker import PREDICTIONS
 from test_client import CUSTOMER
 from tests.harness import marked_model
 from tests.harness.ledger import Ledger
+from tests.harness.processes import until
 from tests.harness.proxy import proxy
 from tests.harness.servers import DISK_MIB
 
