@@ -285,15 +285,14 @@ FAULTS = [
     Fault("store: out of memory", store_full, 5, refuses=True),
     Fault("garbage, pickle, unknown, huge messages", garbage_published),
     Fault("customers that kill their process", poisonous_customers_sent),
-    Fault("queue: no leader", leader_lost, 10, refuses=True, not_on_valkey="a list has no leader"),
+    Fault("queue: no leader", leader_lost, 10, True, "a list has no leader", shortest_s=4),
     # The API notices a missing answer to a ping within 5 s.
     Fault("store: silent subscription", subscription_silent, lasts_s=15, shortest_s=8, detected_within_s=5),
     Fault("broker: disk full, then free", disk_full, 5, refuses=True, needs=lacks_disk),
     Fault("clocks: API 2 h behind, worker 2 h ahead", clocks_far_apart, lasts_s=5, needs=lacks_libfaketime),
     Fault("clocks: API 2 h ahead", api_clock_ahead, lasts_s=5, needs=lacks_libfaketime),
     Fault("slow bodies", bodies_slow, lasts_s=15, shortest_s=3),
-    # A worker whose model is not loaded yet may still load it.
-    Fault("worker: killed while loading", memory_too_small, lasts_s=20, shortest_s=6, detected_within_s=10),
+    Fault("worker: killed while loading", memory_too_small, lasts_s=8, shortest_s=5),
     Fault("broker: login refused", login_refused, lasts_s=5, refuses=True),
     Fault("store: 400 requests at once", store_asked_at_once),
 ]

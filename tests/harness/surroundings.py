@@ -28,7 +28,9 @@ from tests.harness.servers import DISK_MIB
 
 LIBFAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 REPAIRS_ITSELF_WITHIN_S = 10
-USES_UP_ATTEMPTS_S = 10
+DEATH = "exited with 'signal 9"  # billiard logs it for each process
+ATTEMPTS = 4  # of a prediction, celery_task_app/consumer/delivery.py
+PROBABILITY = int(str(CUSTOMER["Total_Trans_Ct"])) / 1000  # of the marked model
 SLOW_CLIENTS = 9  # of each kind; the API receives eight batches at a time
 AT_ONCE = 400
 
@@ -170,19 +172,21 @@ def send_batches(ledger: Ledger, ended: threading.Event, urls: list[str]) -> Non
 def memory_too_small(ledger: Ledger) -> Iterator[None]:
     """Replace the worker by one whose pool processes are killed while they load the model.
 
-    At first only a few predictions wait, so that each of them meets more deaths than it has attempts.
+    At first a single prediction waits, so that it meets more deaths than it has attempts. A death takes 3 to 5 s.
     """
-    model = ledger.service.folder / "kills.joblib"
+    service, worker = ledger.service, ledger.service.worker
+    model = service.folder / "kills.joblib"
     if not model.exists():
         marked_model.save(model.parent, marked_model.KillsWhileLoading(), model.name)
-    worker = ledger.service.worker
-    with worker.paused():
-        ledger.wait_for_more(ledger.accepted, 3)
-        ledger.paused.set()
+    ledger.paused.set()
+    until(lambda: not ledger.pending and service.servers.is_empty(), within_s=60)
+    deaths = worker.text().count(DEATH)
     with worker.restarted_with(MODEL_PATH=str(model), WARM_UP="false"):
-        ends = time.monotonic() + USES_UP_ATTEMPTS_S
-        until(lambda: time.monotonic() > ends or not worker.is_running, within_s=USES_UP_ATTEMPTS_S + 1)
-        ledger.paused.clear()
+        ledger.expect(service.predict(CUSTOMER), PROBABILITY)
+        try:
+            until(lambda: not worker.is_running or worker.text().count(DEATH) >= deaths + ATTEMPTS, 60)
+        finally:
+            ledger.paused.clear()
         yield
 
 
@@ -214,11 +218,10 @@ def login_refused(ledger: Ledger) -> Iterator[None]:
 def store_asked_at_once(ledger: Ledger) -> Iterator[None]:
     """Send many requests of each kind at once that read or write the result store one by one."""
     customer = json.dumps(CUSTOMER)
-    probability = int(str(CUSTOMER["Total_Trans_Ct"])) / 1000
     posts = [("POST", "/churn/predict", f"Idempotency-Key: {uuid4()}\r\n", customer) for _ in range(AT_ONCE)]
     for status, body in send_at_once(ledger, posts):
         if status == 202:
-            ledger.expect(json.loads(body)["task_id"], probability)
+            ledger.expect(json.loads(body)["task_id"], PROBABILITY)
     urls = [ledger.service.batch_accepted([CUSTOMER]) for _ in range(5)]
     paths = [urlsplit(url).path for url in urls]
     for url in urls:
