@@ -27,7 +27,7 @@ from tests.harness.proxy import proxy
 from tests.harness.servers import DISK_MIB
 
 LIBFAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
-REPAIRS_ITSELF_WITHIN_S = 10
+REPAIRS_ITSELF_WITHIN_S = 8
 DEATH = "exited with 'signal 9"  # billiard logs it for each process
 ATTEMPTS = 4  # of a prediction, celery_task_app/consumer/delivery.py
 PROBABILITY = int(str(CUSTOMER["Total_Trans_Ct"])) / 1000  # of the marked model
