@@ -154,7 +154,7 @@ def soak(servers: str, options: argparse.Namespace) -> Row:
         with ledger.load():
             while (elapsed_s := time.monotonic() - started) < options.minutes * 60:
                 fault = chance.choice(possible)
-                strike(fault, ledger)
+                strike(fault, ledger, fault.shortest_s)
                 ledger.wait_for_more(ledger.accepted, round(5 * options.rate))
                 count += 1
                 row = ledger.row
