@@ -44,7 +44,7 @@ format: $(VENV)/.installed-test ## format, and fix lint errors
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-faults: $(VENV)/.installed-test ## cause every fault under load, on both back-ends; writes benchmarks/faults.md (20 minutes)
+faults: $(VENV)/.installed-test ## cause every fault under load, on both back-ends; writes benchmarks/faults.md (30 minutes)
 	$(BIN)/python -m benchmarks.faults $(ARGS)
 
 soak: $(VENV)/.installed-test ## cause random faults, on both back-ends in turn (MINUTES=10)

@@ -30,6 +30,7 @@ COLUMNS = (
     "no response",
     "lost",
     "wrong",
+    "readiness",
     "slowest response",
     "slowest /livez",
     "ended after",
@@ -44,11 +45,24 @@ the other, into one service.
 - *No response*: requests while the API was down.
 - *Lost*: accepted predictions that are unknown, or that never ended.
 - *Wrong*: accepted predictions that ended with a wrong probability or a wrong failure.
+- *Readiness*: a client asks `/readyz` each second, and `true` means that every answer was true until the next one.
+  An answer 200 is a *false ready* if no prediction sent then was accepted and computed within 5 s, or if a
+  `Prefer: wait` request got no result although there was one. An answer 503 is a *false alarm* if every prediction
+  sent then was accepted and computed within 2 s. The first two false answers in a row do not count, because a look
+  takes time. The TTL of a status and the timeout of a ping are added for the faults that only these reveal.
 - *Ended after*: seconds from the last request until every prediction had ended and every queue was empty.
   Unacknowledged messages count as queued.
 
 The load, the servers and the service share one machine, so the times vary.
 """
+
+
+def readiness_text(row: Row) -> str:
+    """Return `true`, or for how long readiness was wrong."""
+    if row.false_ready_s is None or row.false_alarm_s is None:
+        return "not measured"
+    false = {"false ready": row.false_ready_s, "false alarm": row.false_alarm_s}
+    return ", ".join(f"{seconds:.0f} s {name}" for name, seconds in false.items() if seconds) or "true"
 
 
 def cells(row: Row) -> list[str]:
@@ -57,8 +71,9 @@ def cells(row: Row) -> list[str]:
         return [row.fault, row.servers, f"n/a: {row.not_applicable}", *[""] * (len(COLUMNS) - 3)]
     refused = ", ".join(f"{count} of {status}" for status, count in row.refused.items())
     wrong = ", ".join([str(row.wrong), *(f"{count} of {response}" for response, count in row.other.items())])
+    readiness = readiness_text(row)
     lost = ", ".join([str(row.lost), *(f"{count} left in {queue}" for queue, count in row.left.items())])
-    counts = [str(row.sent), str(row.accepted), refused or "0", str(row.unanswered), lost, wrong]
+    counts = [str(row.sent), str(row.accepted), refused or "0", str(row.unanswered), lost, wrong, readiness]
     return [row.fault, row.servers, *counts, f"{row.slowest_ms} ms", f"{row.livez_ms} ms", f"{row.ended_s:.1f} s"]
 
 
@@ -88,8 +103,8 @@ def balance(ledger: Ledger) -> Row:
 
 def measure(fault: Fault, servers: str, options: argparse.Namespace) -> Row:
     """Inject one fault into a fresh service, and return its row."""
-    if not fault.is_possible(servers):
-        return Row(servers, fault.name, not_applicable=fault.not_on_valkey)
+    if obstacle := fault.obstacle(servers):
+        return Row(servers, fault.name, not_applicable=obstacle)
     with tempfile.TemporaryDirectory() as folder, marked_service(servers, Path(folder)) as service:
         ledger = Ledger(service, fault.name, options.rate)
         end = time.monotonic() + options.seconds
@@ -131,7 +146,7 @@ class Memory:
 def soak(servers: str, options: argparse.Namespace) -> Row:
     """Inject random faults into one service, each as briefly as possible, and measure its memory."""
     chance = random.Random(options.seed)
-    possible = [fault for fault in FAULTS if fault.is_possible(servers)]
+    possible = [fault for fault in FAULTS if not fault.obstacle(servers)]
     with tempfile.TemporaryDirectory() as folder, marked_service(servers, Path(folder)) as service:
         ledger = Ledger(service, "", options.rate)
         api, worker = Memory(service.api), Memory(service.worker)
@@ -139,7 +154,7 @@ def soak(servers: str, options: argparse.Namespace) -> Row:
         with ledger.load():
             while (elapsed_s := time.monotonic() - started) < options.minutes * 60:
                 fault = chance.choice(possible)
-                strike(fault, ledger)
+                strike(fault, ledger, fault.shortest_s)
                 ledger.wait_for_more(ledger.accepted, round(5 * options.rate))
                 count += 1
                 row = ledger.row

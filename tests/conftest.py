@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from test_client import CUSTOMER
+from tests.harness.clocks import LIBFAKETIME
 from tests.harness.processes import ROOT
 from tests.harness.servers import Servers, missing_programs, running_servers
 from tests.harness.service import Service, running_service
@@ -19,10 +20,20 @@ from tests.harness.service import Service, running_service
 def need(servers_name: str) -> None:
     """Skip a test whose servers are not installed; fail it in CI, where REQUIRE_SERVICES is 1."""
     if servers_name == "rabbitmq" and (missing := missing_programs()):
-        reason = f"not installed: {', '.join(missing)} (Debian packages of these names)"
-        if os.environ.get("REQUIRE_SERVICES") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        skip(f"not installed: {', '.join(missing)} (Debian packages of these names)")
+
+
+def need_libfaketime() -> None:
+    """Skip a test that sets clocks, without libfaketime; fail it in CI."""
+    if LIBFAKETIME is None:
+        skip("not installed: libfaketime (Debian package of this name)")
+
+
+def skip(reason: str) -> None:
+    """Skip a test for a missing program; fail it in CI."""
+    if os.environ.get("REQUIRE_SERVICES") == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")

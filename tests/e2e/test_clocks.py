@@ -7,22 +7,22 @@ from typing import Any
 import pytest
 
 from api.http.problems import ProblemType
+from tests.conftest import need_libfaketime
 from tests.harness.assertions import assert_problem
-from tests.harness.clocks import clock_off_by
+from tests.harness.clocks import clock_env
 from tests.harness.servers import Servers
 from tests.harness.service import Service, running_api
 
 pytestmark = pytest.mark.parametrize("servers", ["valkey", "rabbitmq"], indirect=True)
 
-TWO_HOURS = 7_200
-
 
 @pytest.fixture(scope="module")
 def service(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """An API that is two hours behind, and a worker that is two hours ahead."""
+    need_libfaketime()
     service = Service(servers, tmp_path_factory.mktemp("clocks"), {"WARM_UP": "true"})
-    service.api.env = {**service.api.env, **clock_off_by(-TWO_HOURS)}
-    service.worker.env = {**service.worker.env, **clock_off_by(TWO_HOURS)}
+    service.api.env = {**service.api.env, **clock_env("-2h")}
+    service.worker.env = {**service.worker.env, **clock_env("+2h")}
     try:
         service.start()
         yield service
@@ -38,7 +38,7 @@ def test_no_prediction_expires_early(service: Service, customer: dict[str, Any])
 def test_an_api_that_is_ahead_expires_no_id_of_another(
     service: Service, customer: dict[str, Any], tmp_path: Path
 ) -> None:
-    with service.worker.paused(), running_api(service.servers, tmp_path, **clock_off_by(TWO_HOURS)) as ahead:
+    with service.worker.paused(), running_api(service.servers, tmp_path, **clock_env("+2h")) as ahead:
         task_id = service.predict(customer)
         assert ahead.result(task_id).status_code == 202
     assert service.ended(task_id).status_code == 200

@@ -134,7 +134,7 @@ def test_a_model_that_loads_longer_than_the_time_limits_predicts(
 def test_a_worker_whose_processes_end_while_they_load_stops_and_fails_no_prediction(
     servers: Servers, tmp_path: Path, customer: dict[str, Any]
 ) -> None:
-    path = str(marked_model.save(tmp_path, marked_model.KillsItsLoader()))
+    path = str(marked_model.save(tmp_path, marked_model.KillsWhileLoading()))
     with running_api(servers, tmp_path) as api:
         task_id, batch = api.predict(customer), api.batch_accepted([customer])
         worker = Service(servers, tmp_path, {"MODEL_PATH": path}).worker

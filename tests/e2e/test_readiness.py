@@ -15,9 +15,9 @@ import psutil
 import pytest
 
 from api.http.problems import ProblemType
-from tests.conftest import MANIFEST
+from tests.conftest import MANIFEST, need_libfaketime
 from tests.harness.assertions import assert_problem
-from tests.harness.clocks import clock_off_by
+from tests.harness.clocks import clock_env
 from tests.harness.processes import ROOT, free_port, until
 from tests.harness.servers import Servers, embedded_valkey, running_servers, start_redis
 from tests.harness.service import Service, running_api
@@ -133,7 +133,7 @@ def test_a_refused_login_and_a_missing_vhost_are_named(servers: Servers, tmp_pat
 
 
 def test_a_redis_cluster_is_named(tmp_path: Path) -> None:
-    store, port = start_redis(tmp_path / "cluster", embedded_valkey(), "--cluster-enabled", "yes")
+    store, port = start_redis(tmp_path / "cluster", embedded_valkey(), more=["--cluster-enabled", "yes"])
     with contextlib.ExitStack() as stack:
         stack.callback(store.kill)
         broker = stack.enter_context(running_servers("valkey", tmp_path))
@@ -158,7 +158,8 @@ def test_a_flood_of_probes_causes_one_check_a_second(service: Service) -> None:
 
 @on_valkey
 def test_a_clock_that_is_off_is_a_warning(servers: Servers, tmp_path: Path) -> None:
-    with running_api(servers, tmp_path, **clock_off_by(-60)) as api:
+    need_libfaketime()
+    with running_api(servers, tmp_path, **clock_env("-60s")) as api:
         (warning,) = api.readiness()["warnings"]
         assert "this API is -60" in warning
 

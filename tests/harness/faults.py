@@ -1,11 +1,12 @@
 """The table of faults: each one breaks a service under load, and repairs it.
 
-tests/e2e/test_faults.py injects each fault briefly. `make faults` injects each one for longer, and `make soak` injects
-them at random on one service (benchmarks/faults.py).
+tests/harness/surroundings.py has the faults of the surroundings. tests/e2e/test_faults.py injects each fault briefly.
+`make faults` injects each one for longer, and `make soak` injects them at random on one service (benchmarks/faults.py).
 """
 
+import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,22 @@ import redis
 
 from celery_task_app.worker import PREDICT_TASK, PREDICTIONS, app
 from tests.harness import marked_model
+from tests.harness.clocks import LIBFAKETIME
 from tests.harness.ledger import Ledger
 from tests.harness.processes import Process, free_port, until
-from tests.harness.servers import running_servers
+from tests.harness.servers import can_mount, running_servers, small_disk
 from tests.harness.service import Service, running_service
+from tests.harness.surroundings import (
+    api_clock_ahead,
+    bodies_slow,
+    clocks_far_apart,
+    disk_full,
+    leader_lost,
+    login_refused,
+    memory_too_small,
+    store_asked_at_once,
+    subscription_silent,
+)
 
 
 @dataclass(frozen=True)
@@ -31,8 +44,14 @@ class Fault:
         name: as reports and tests show it.
         inject: causes the fault, and repairs it on exit.
         lasts_s: seconds that it lasts in the report.
+        shortest_s: seconds that it lasts in the tests.
         refuses: the service accepts nothing while it lasts.
+        not_tested_on: the servers on which the tests leave it out because of its length; `make faults` has it.
         not_on_valkey: the reason if Valkey cannot have it.
+        needs: returns the reason if this machine cannot cause it, else "".
+        detected_within_s: seconds for which /readyz may be 200, because only a status that expires, or a timeout,
+            reveals the fault.
+        overloads: the service is overloaded, so a 429 is right and the service is ready.
     """
 
     name: str
@@ -40,15 +59,22 @@ class Fault:
     lasts_s: float = 0
     refuses: bool = False
     not_on_valkey: str = ""
+    shortest_s: float = 0
+    needs: Callable[[], str] = str
+    detected_within_s: float = 0
+    overloads: bool = False
+    not_tested_on: Collection[str] = ()
 
-    def is_possible(self, servers_name: str) -> bool:
-        return not (servers_name == "valkey" and self.not_on_valkey)
+    def obstacle(self, servers_name: str) -> str:
+        """Return the reason why this fault cannot be caused here; empty if it can."""
+        return (self.not_on_valkey if servers_name == "valkey" else "") or self.needs()
 
 
 def strike(fault: Fault, ledger: Ledger, lasts_s: float = 0) -> None:
     """Inject a fault into a service under load, and wait until the service accepts predictions again."""
     # Load for 2 s at least: RabbitMQ 3.10 never finds a leader for a queue that is lost just after its declaration.
     ledger.wait_for_more(ledger.accepted, round(2 * ledger.per_second))
+    ledger.detected_within_s, ledger.is_overloaded = fault.detected_within_s, fault.overloads
     with fault.inject(ledger):
         ends = time.monotonic() + lasts_s
         if fault.refuses:
@@ -61,11 +87,10 @@ def strike(fault: Fault, ledger: Ledger, lasts_s: float = 0) -> None:
 def marked_service(servers_name: str, folder: Path, celery_app: str = "celery_task_app.worker") -> Iterator[Service]:
     """Run a service with the marked model on servers of its own, because a fault breaks them."""
     path = str(marked_model.save(folder))
-    with (
-        running_servers(servers_name, folder) as servers,
-        running_service(servers, folder, celery_app, MODEL_PATH=path) as service,
-    ):
-        yield service
+    with contextlib.ExitStack() as stack:
+        disk = stack.enter_context(small_disk(folder / "disk")) if can_mount() else None
+        servers = stack.enter_context(running_servers(servers_name, folder, disk))
+        yield stack.enter_context(running_service(servers, folder, celery_app, MODEL_PATH=path))
 
 
 def restart(process: Process) -> None:
@@ -234,10 +259,19 @@ def poisonous_customers_sent(ledger: Ledger) -> Iterator[None]:
     yield
 
 
+def lacks_disk() -> str:
+    return "" if can_mount() else "only root can mount a small disk"
+
+
+def lacks_libfaketime() -> str:
+    return "" if LIBFAKETIME else "libfaketime is not installed"
+
+
+STATUS_TTL_S = 15  # of a worker's status, celery_task_app/consumer/heartbeat.py
 ONE = "Valkey is broker and result store in one process: "
 FAULTS = [
     Fault("pool processes: kill -9", processes_killed),
-    Fault("worker: kill -9", worker_killed),
+    Fault("worker: kill -9", worker_killed, detected_within_s=STATUS_TTL_S),
     Fault("worker: SIGTERM, another one", worker_replaced),
     Fault("worker: absent at the start", worker_absent, lasts_s=4),
     Fault("API: kill -9", api_killed),
@@ -246,11 +280,34 @@ FAULTS = [
     Fault("all connections cut", connections_cut),
     Fault("broker: memory alarm", memory_alarm, 5, refuses=True, not_on_valkey=ONE + "see out of memory"),
     Fault("broker: queue deleted", queue_deleted, not_on_valkey="a queue is a list, gone whenever it is empty"),
-    Fault("broker: queue full", queue_full, 5, refuses=True, not_on_valkey="a list has no greatest length"),
+    Fault("broker: queue full", queue_full, 5, True, "a list has no greatest length", overloads=True),
     Fault("store: kill -9, restart", store_killed, 2, refuses=True, not_on_valkey=ONE + "see broker"),
     Fault("store: SIGSTOP for 5 s", store_frozen, 5, refuses=True, not_on_valkey=ONE + "see broker"),
     Fault("store: read-only", store_read_only, 5, refuses=True),
     Fault("store: out of memory", store_full, 5, refuses=True),
     Fault("garbage, pickle, unknown, huge messages", garbage_published),
     Fault("customers that kill their process", poisonous_customers_sent),
+    Fault("queue: no leader", leader_lost, 10, True, "a list has no leader", shortest_s=4),
+    # The API notices a missing answer to a ping within 5 s.
+    Fault(
+        "store: silent subscription",
+        subscription_silent,
+        15,
+        shortest_s=8,
+        detected_within_s=5,
+        not_tested_on=["rabbitmq"],
+    ),
+    Fault("broker: disk full, then free", disk_full, 5, refuses=True, needs=lacks_disk),
+    Fault(
+        "clocks: API 2 h behind, worker 2 h ahead",
+        clocks_far_apart,
+        5,
+        needs=lacks_libfaketime,
+        not_tested_on=["rabbitmq"],
+    ),
+    Fault("clocks: API 2 h ahead", api_clock_ahead, 5, needs=lacks_libfaketime, not_tested_on=["rabbitmq"]),
+    Fault("slow bodies", bodies_slow, 15, shortest_s=3, not_tested_on=["rabbitmq"]),
+    Fault("worker: killed while loading", memory_too_small, 8, not_tested_on=["rabbitmq", "valkey"]),
+    Fault("broker: login refused", login_refused, lasts_s=5, refuses=True),
+    Fault("store: 400 requests at once", store_asked_at_once, not_tested_on=["rabbitmq"]),
 ]

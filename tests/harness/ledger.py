@@ -1,5 +1,9 @@
-"""The ledger of a load test: clients send predictions, and every 202 must end as it should."""
+"""The ledger of a load test: clients send predictions, and every 202 must end as it should.
 
+Another client asks /readyz each second. tests/harness/readiness.py compares its answers with the outcomes of the POSTs.
+"""
+
+import contextlib
 import itertools
 import threading
 import time
@@ -15,10 +19,15 @@ import requests
 from test_client import CUSTOMER
 from tests.harness import marked_model
 from tests.harness.processes import until
+from tests.harness.readiness import Look, Post, Verdict, judge
 from tests.harness.service import Service
 
 ALL_ENDED_WITHIN_S = 100  # Valkey redelivers the messages of a lost worker after 60 s.
 REFUSALS = {429, 503}
+LOOK_PERIOD_S = 1
+LOOK_TIMEOUT_S = 3
+POLL_PERIOD_S = 0.25
+POLL_WAIT_S = 2
 IN_FLIGHT = 200  # requests; more than the load sends in the 3 s that a response may take
 
 
@@ -36,6 +45,8 @@ class Row:
         lost: accepted predictions that are unknown or never ended.
         wrong: accepted predictions with a wrong probability or a wrong state.
         other: forbidden responses, by method and status.
+        false_ready_s: seconds in which /readyz was 200 although no prediction could be computed; None if not measured.
+        false_alarm_s: seconds in which /readyz was not 200 although every prediction was computed soon.
         slowest_ms: the slowest response.
         livez_ms: the slowest response of /livez.
         ended_s: seconds from the end of the load until every prediction had ended and every queue was empty.
@@ -53,6 +64,8 @@ class Row:
     lost: int = 0
     wrong: int = 0
     other: dict[str, int] = field(default_factory=dict)
+    false_ready_s: float | None = None
+    false_alarm_s: float | None = None
     slowest_ms: int = 0
     livez_ms: int = 0
     ended_s: float = 0
@@ -62,7 +75,7 @@ class Row:
 
     @property
     def is_clean(self) -> bool:
-        return not (self.lost or self.wrong or self.other or self.left)
+        return not (self.lost or self.wrong or self.other or self.left or self.false_ready_s or self.false_alarm_s)
 
 
 class Ledger:
@@ -78,7 +91,16 @@ class Ledger:
         self.paused = threading.Event()
         self.ages: deque[int] = deque()
         """Ages of the next customers; tests/harness/marked_model.py gives them a meaning."""
-        self._pending: deque[tuple[str, float | None]] = deque()  # None: an explicit failure
+        self.detected_within_s = 0.0
+        """Seconds that readiness may need to detect the present fault."""
+        self.is_overloaded = False
+        """The present fault is an overload, so a 429 says nothing about readiness."""
+        self.verdict = Verdict()
+        self._looks: list[Look] = []
+        self._posts: list[Post] = []
+        self._numbers = itertools.count()
+        self._pending: deque[tuple[str, float | None, Post]] = deque()  # None: an explicit failure
+        self._answered_polls = 0
         self._slowest_s = self._slowest_livez_s = 0.0
         self._lock = threading.Lock()
         self._stopped = threading.Event()
@@ -91,7 +113,8 @@ class Ledger:
     @contextmanager
     def load(self) -> Iterator[None]:
         """Send and fetch predictions until the block ends."""
-        threads = [threading.Thread(target=work) for work in (self._send_all, self._fetch_all, self._probe)]
+        work = (self._send_all, self._poll_all, self._fetch_all, self._probe, self._look_all)
+        threads = [threading.Thread(target=part) for part in work]
         for thread in threads:
             thread.start()
         try:
@@ -109,8 +132,24 @@ class Ledger:
     def accepted(self) -> int:
         return self.row.accepted
 
+    def answered_polls(self) -> int:
+        """Count the long-polls that got their result."""
+        return self._answered_polls
+
     def refusals(self) -> int:
         return sum(self.refused.values())
+
+    def report(self, response: str) -> None:
+        """Record a forbidden response, for example `POST /churn/batches: 429`."""
+        with self._lock:
+            self.other[response] += 1
+
+    def expect(self, task_id: str, probability: float) -> None:
+        """Add an accepted prediction that a fault has sent."""
+        with self._lock:
+            self.row.sent += 1
+            self.row.accepted += 1
+            self._pending.append((task_id, probability, Post(time.monotonic(), is_accepted=True)))
 
     def balance(self) -> Row:
         """Wait until every prediction has ended and the queues are empty; return the row."""
@@ -120,11 +159,15 @@ class Ledger:
             if not self._fetch():
                 time.sleep(0.01)
         self.row.lost += len(self._pending)
-        self.details += [f"{task_id}: never ended" for task_id, _ in self._pending]
+        self.details += [f"{task_id}: never ended" for task_id, _, _ in self._pending]
         while left := {queue: count for queue, count in self.service.servers.messages().items() if count}:
             if time.monotonic() > deadline:
                 break
             time.sleep(0.1)
+        self.verdict = judge(self._looks, self._posts)
+        self.row.false_ready_s = round(self.verdict.false_ready_s, 1)
+        self.row.false_alarm_s = round(self.verdict.false_alarm_s, 1)
+        self.details += self.verdict.details
         self.row.ended_s = round(time.monotonic() - started, 1)
         self.row.left = left
         self.row.refused, self.row.other = dict(self.refused), dict(self.other)
@@ -146,42 +189,60 @@ class Ledger:
             with self._lock:
                 if path == "/livez":
                     self._slowest_livez_s = max(self._slowest_livez_s, took_s)
-                else:
+                elif "headers" not in options:  # A long-poll is slow on purpose.
                     self._slowest_s = max(self._slowest_s, took_s)
         return None
 
-    def _send(self, number: int) -> None:
-        customer = {**CUSTOMER, "Total_Trans_Ct": number % 1000}
+    def _send(self) -> None:
+        customer = {**CUSTOMER, "Total_Trans_Ct": next(self._numbers) % 1000}
         with self._lock:
-            self.row.sent += 1
             if self.ages:
                 customer["Customer_Age"] = self.ages.popleft()
-        response = self._request("POST", "/churn/predict", json=customer)
+        self._post(customer)
+
+    def _post(self, customer: dict[str, Any], **options: Any) -> tuple[Post, str]:
+        """Send a customer; return the record, and the task id of a prediction that has not ended."""
+        post = Post(time.monotonic())
         with self._lock:
+            self.row.sent += 1
+        response = self._request("POST", "/churn/predict", json=customer, **options)
+        probability = customer["Total_Trans_Ct"] / 1000
+        with self._lock:
+            self._posts.append(post)
             if response is None:
                 self.row.unanswered += 1
             elif response.status_code == 202:
                 self.row.accepted += 1
-                expected = None if customer["Customer_Age"] == marked_model.KILLS else number % 1000 / 1000
-                self._pending.append((response.json()["task_id"], expected))
+                post.is_accepted = True
+                expected = None if customer["Customer_Age"] == marked_model.KILLS else probability
+                task_id: str = response.json()["task_id"]
+                self._pending.append((task_id, expected, post))
+                return post, task_id
+            elif response.status_code == 200 and response.json()["probability"] == probability:
+                self.row.accepted += 1
+                self._answered_polls += 1
+                post.is_accepted, post.ended_at = True, time.monotonic()
             elif response.status_code in REFUSALS and int(response.headers["retry-after"]) >= 1:
                 self.refused[response.status_code] += 1
+                post.is_neutral = response.status_code == 429 and self.is_overloaded
             else:
                 self.other[f"POST: {response.status_code}"] += 1
+        return post, ""
 
     def _fetch(self) -> bool:
         """Fetch the oldest pending prediction; return whether it has ended."""
-        task_id, expected = self._pending[0]
+        task_id, expected, post = self._pending[0]
         response = self._request("GET", f"/churn/result/{task_id}")
         self._pending.popleft()
         if response is None or response.status_code in (202, 503):
-            self._pending.append((task_id, expected))
+            self._pending.append((task_id, expected, post))
             return False
         if response.status_code == 404:
             self.row.lost += 1
         elif (response.status_code, response.json().get("probability")) != (500 if expected is None else 200, expected):
             self.row.wrong += 1
         else:
+            post.ended_at = time.monotonic()
             return True
         self.details.append(f"{task_id}: {response.status_code} {response.text}")
         return True
@@ -189,12 +250,26 @@ class Ledger:
     def _send_all(self) -> None:
         with ThreadPoolExecutor(IN_FLIGHT) as pool:
             due = time.monotonic()
-            for number in itertools.count():
+            while True:
                 due = max(due + 1 / self.per_second, time.monotonic() - 1)
                 if self._stopped.wait(max(0, due - time.monotonic())):
                     return
                 if not self.paused.is_set():
-                    pool.submit(self._send, number)
+                    pool.submit(self._send)
+
+    def _poll_all(self) -> None:
+        """Send predictions one after the other, with `Prefer: wait`."""
+        while not self._stopped.wait(POLL_PERIOD_S):
+            if self.paused.is_set():
+                continue
+            customer = {**CUSTOMER, "Total_Trans_Ct": next(self._numbers) % 1000}
+            post, task_id = self._post(customer, headers={"prefer": f"wait={POLL_WAIT_S}"})
+            ended_at = time.monotonic()
+            if ended_at - post.sent_at < POLL_WAIT_S:
+                continue
+            response = self._request("GET", f"/churn/result/{task_id}") if task_id else None
+            if post.ended_at or (response is not None and response.status_code == 200):
+                post.unanswered_until = ended_at
 
     def _fetch_all(self) -> None:
         while not self._stopped.is_set():
@@ -204,3 +279,16 @@ class Ledger:
     def _probe(self) -> None:
         while not self._stopped.wait(0.05):
             self._request("GET", "/livez")
+
+    def _look_all(self) -> None:
+        """Ask /readyz each second."""
+        due = time.monotonic()
+        while not self._stopped.wait(max(0, due - time.monotonic())):
+            due = time.monotonic() + LOOK_PERIOD_S
+            status, reason = 0, "no answer"
+            with contextlib.suppress(requests.RequestException):
+                response = self.service.request("GET", "/readyz", timeout=LOOK_TIMEOUT_S)
+                status, reason = response.status_code, response.text
+            if status not in (0, 200, 503):
+                self.report(f"GET /readyz: {status}")
+            self._looks.append(Look(time.monotonic(), status == 200, self.detected_within_s, f"{status} {reason}"))

@@ -71,19 +71,19 @@ def load_slowly(seconds: float) -> MarkedModel:
     return MarkedModel()
 
 
-class KillsItsLoader(MarkedModel):
-    """A model that ends the process that unpickles it, as a lack of memory does."""
+class KillsWhileLoading:
+    """An object whose unpickling kills the process, as the kernel does at a memory limit."""
 
-    def __reduce__(self) -> tuple[Callable[[int], None], tuple[int]]:
-        return kill_this_process, (signal.SIGKILL,)
-
-
-def kill_this_process(number: int) -> None:
-    os.kill(os.getpid(), number)
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        return kill_this_process, ()
 
 
-def save(folder: Path, model: MarkedModel | None = None) -> Path:
+def kill_this_process() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def save(folder: Path, model: object = None, name: str = "marked.joblib") -> Path:
     """Write a model without a manifest; return its path."""
-    path = folder / "marked.joblib"
+    path = folder / name
     joblib.dump(model or MarkedModel(), path)
     return path

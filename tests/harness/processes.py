@@ -71,6 +71,24 @@ class Process:
             )
 
     @contextlib.contextmanager
+    def restarted_with(self, **env: str) -> Iterator[None]:
+        """Restart the program with further variables in its environment; at the end restart it without them."""
+        usual = self.env
+        try:
+            self.restart({**usual, **env})
+            yield
+        finally:
+            self.restart(usual)
+
+    def restart(self, env: Mapping[str, str]) -> None:
+        """Stop the program as an operator does, unless it has ended; start it with an environment."""
+        if self.is_running:
+            with contextlib.suppress(subprocess.TimeoutExpired):  # It was killed, as a supervisor does.
+                self.stop()
+        self.env = env
+        self.start()
+
+    @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """Start the program; stop it at the end, and require exit code 0."""
         self.start()

@@ -1,11 +1,13 @@
 """A real broker and a real result store on spare ports: the embedded Valkey, or RabbitMQ and Redis."""
 
 import contextlib
+import functools
 import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from kombu import Connection, Queue
 
 from celery_task_app.worker import BATCHES, DEAD, PREDICTIONS
 from tests.harness.processes import Process, free_port, until
+
+DISK_MIB = 400
 
 
 @dataclass
@@ -26,6 +30,8 @@ class Servers:
     store: Process
     broker_uri: str
     backend_uri: str
+    disk: Path | None = None
+    """The small file system that holds the broker's files; None if it is the disk of the machine."""
 
     @property
     def env(self) -> dict[str, str]:
@@ -84,20 +90,53 @@ class Servers:
 
 
 @contextlib.contextmanager
-def running_servers(name: str, folder: Path) -> Iterator[Servers]:
-    """Start `rabbitmq` (RabbitMQ and Redis) or `valkey` (the embedded Valkey of `make run`)."""
+def small_disk(folder: Path) -> Iterator[Path]:
+    """Mount a file system of DISK_MIB MiB in memory on a new folder; only root may do so.
+
+    Raises:
+        subprocess.CalledProcessError: mounting is forbidden.
+    """
+    folder.mkdir()
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", folder], check=True, capture_output=True
+    )
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@functools.cache
+def can_mount() -> bool:
+    """Tell whether `small_disk` works here."""
+    try:
+        with tempfile.TemporaryDirectory() as folder, small_disk(Path(folder, "disk")):
+            return True
+    except (OSError, subprocess.CalledProcessError):
+        return False
+
+
+@contextlib.contextmanager
+def running_servers(name: str, folder: Path, disk: Path | None = None) -> Iterator[Servers]:
+    """Start `rabbitmq` (RabbitMQ and Redis) or `valkey` (the embedded Valkey of `make run`).
+
+    Args:
+        name: of the servers.
+        folder: of their logs and files.
+        disk: the folder of the broker's files, in place of one in `folder`.
+    """
     if name == "valkey":
-        valkey, port = start_redis(folder / "valkey", embedded_valkey())
+        valkey, port = start_redis(folder / "valkey", embedded_valkey(), disk)
         try:
-            yield Servers(name, valkey, valkey, f"redis://127.0.0.1:{port}/0", f"redis://127.0.0.1:{port}/1")
+            yield Servers(name, valkey, valkey, f"redis://127.0.0.1:{port}/0", f"redis://127.0.0.1:{port}/1", disk)
         finally:
             valkey.kill()
         return
     store, port = start_redis(folder / "redis", "redis-server")
     try:
-        broker, uri, epmd_port = start_rabbitmq(folder / "rabbitmq")
+        broker, uri, epmd_port = start_rabbitmq(folder / "rabbitmq", disk)
         try:
-            yield Servers(name, broker, store, uri, f"redis://127.0.0.1:{port}/0")
+            yield Servers(name, broker, store, uri, f"redis://127.0.0.1:{port}/0", disk)
         finally:
             broker.kill()
             until(lambda: epmd_has_ended(epmd_port))
@@ -120,11 +159,11 @@ def redis_answers(port: int | None) -> bool:
     return False
 
 
-def start_redis(folder: Path, program: str, *more: str) -> tuple[Process, int]:
-    """Start Redis or Valkey with an append-only file; return it and its port."""
+def start_redis(folder: Path, program: str, disk: Path | None = None, more: Sequence[str] = ()) -> tuple[Process, int]:
+    """Start Redis or Valkey with an append-only file, on a disk if one is given; return it and its port."""
     folder.mkdir()
     port = free_port()
-    options = {"port": str(port), "dir": str(folder), "appendonly": "yes", "save": "", "bind": "127.0.0.1"}
+    options = {"port": str(port), "dir": str(disk or folder), "appendonly": "yes", "save": "", "bind": "127.0.0.1"}
     server = Process(
         [program, *(x for key, value in options.items() for x in (f"--{key}", value)), *more], folder / "log"
     )
@@ -146,8 +185,8 @@ def rabbitmq_answers(uri: str) -> bool:
     return False
 
 
-def start_rabbitmq(folder: Path) -> tuple[Process, str, int]:
-    """Start RabbitMQ; return it, its URI and the port of its epmd daemon."""
+def start_rabbitmq(folder: Path, disk: Path | None = None) -> tuple[Process, str, int]:
+    """Start RabbitMQ, with its files on a disk if one is given; return it, its URI and the port of its epmd daemon."""
     folder.mkdir()
     port, dist_port, epmd_port = free_port(), free_port(), free_port()
     env = {
@@ -155,7 +194,7 @@ def start_rabbitmq(folder: Path) -> tuple[Process, str, int]:
         "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
         "RABBITMQ_NODE_PORT": str(port),
         "RABBITMQ_DIST_PORT": str(dist_port),
-        "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
+        "RABBITMQ_MNESIA_BASE": str((disk or folder) / "mnesia"),
         "RABBITMQ_LOG_BASE": str(folder / "log"),
         "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
         "ERL_EPMD_PORT": str(epmd_port),

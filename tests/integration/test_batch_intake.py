@@ -21,8 +21,8 @@ from celery_task_app.worker import BATCHES
 from models import Customer
 from tests.harness.customers import Row, as_csv, as_ndjson
 from tests.harness.processes import free_port
+from tests.harness.proxy import proxy
 from tests.harness.servers import Servers
-from tests.integration.proxy import proxy
 from tests.integration.queues import arguments, broker_port, broker_uri_at, take_all
 
 TTL_S = 86_400

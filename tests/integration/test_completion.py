@@ -21,8 +21,8 @@ from celery_task_app.store.predictions import (
     decode_completions,
 )
 from tests.harness.processes import until
+from tests.harness.proxy import proxy
 from tests.harness.servers import Servers
-from tests.integration.proxy import proxy
 
 TTL_S = 86_400
 SUCCESS = StoredPrediction(State.SUCCESS, probability=0.5, model_version="v1")
@@ -153,7 +153,7 @@ def test_a_silently_dropped_subscription_is_noticed_and_replaced(
             async with listening(f"redis://{host}:{between.port}/{database}") as listener:
                 await asyncio.to_thread(until, lambda: listener.is_subscribed)
                 with listener.subscribe(task_id) as completion:
-                    between.silence()
+                    between.silence(b"SUBSCRIBE")
                     prediction_store.finish({task_id: 0.5}, "v1")
                     await asyncio.to_thread(until, lambda: not listener.is_subscribed)
                     await asyncio.to_thread(until, lambda: listener.is_subscribed)

@@ -15,8 +15,8 @@ from celery_task_app.messaging.messages import ChunkMessage, PredictionMessage, 
 from celery_task_app.messaging.publisher import Publisher, probe_broker, publisher_connection
 from celery_task_app.worker import BATCHES, DEAD, PREDICTIONS
 from tests.harness.processes import free_port, silent_port
+from tests.harness.proxy import proxy
 from tests.harness.servers import Servers
-from tests.integration.proxy import proxy
 from tests.integration.queues import arguments, broker_port, broker_uri_at, delete_queue, take_all
 
 pytestmark = pytest.mark.usefixtures("empty_queues")

@@ -6,6 +6,8 @@ import socket
 import threading
 from collections.abc import Iterator
 
+_KEPT_BYTES = 10_000
+
 
 class Proxy:
     """A proxy on a port of its own.
@@ -19,11 +21,17 @@ class Proxy:
         self._left = max_bytes
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._open: set[socket.socket] = set()
+        self._sent: dict[socket.socket, bytes] = {}  # the first bytes of each client
         self._silent: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
         self.port = int(self._listener.getsockname()[1])
+
+    def silence(self, sent: bytes) -> None:
+        """Forward nothing more on the open connections whose client has sent these bytes; close none of them."""
+        with self._lock:
+            self._silent |= {end for end, texts in self._sent.items() if sent in texts}
 
     def drop(self) -> None:
         """Lose all connections; a new one is accepted."""
@@ -31,11 +39,6 @@ class Proxy:
             for end in self._open:
                 with contextlib.suppress(OSError):
                     end.shutdown(socket.SHUT_RDWR)
-
-    def silence(self) -> None:
-        """Discard all data of the open connections without closing them; a new one works."""
-        with self._lock:
-            self._silent |= self._open
 
     def close(self) -> None:
         """Lose all connections; a new one is refused."""
@@ -55,7 +58,11 @@ class Proxy:
                 client, _ = self._listener.accept()
             except OSError:  # closed
                 return
-            server = socket.create_connection(self._target)
+            try:
+                server = socket.create_connection(self._target)
+            except OSError:  # the server is down
+                client.close()
+                continue
             with self._lock:
                 self._open |= {client, server}
             pair = threading.Thread(target=self._forward, args=(client, server))
@@ -63,24 +70,28 @@ class Proxy:
             pair.start()
 
     def _forward(self, client: socket.socket, server: socket.socket) -> None:
-        back = threading.Thread(target=self._copy, args=(server, client, False))
+        back = threading.Thread(target=self._copy, args=(server, client, client))
         back.start()
-        self._copy(client, server, True)
+        self._copy(client, server, client)
         back.join()
         with self._lock:
             self._open -= {client, server}
+            self._sent.pop(client, None)
+            self._silent.discard(client)
         client.close()
         server.close()
 
-    def _copy(self, source: socket.socket, target: socket.socket, is_to_server: bool) -> None:
+    def _copy(self, source: socket.socket, target: socket.socket, client: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while piece := source.recv(65_536):
-                if is_to_server:
+                if source is client:
+                    with self._lock:
+                        self._sent[client] = (self._sent.get(client, b"") + piece)[:_KEPT_BYTES]
                     self._left -= len(piece)
                     if self._left < 0:
                         self.close()
                         break
-                if source not in self._silent:
+                if client not in self._silent:
                     target.sendall(piece)
         for end in (source, target):
             with contextlib.suppress(OSError):
