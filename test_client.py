@@ -1,6 +1,7 @@
 """Ask the running service for one customer's probability of churn: `python test_client.py`. A program, not a test."""
 
 import argparse
+import re
 import sys
 import time
 from pathlib import Path
@@ -32,6 +33,29 @@ CUSTOMER = {
 TIMEOUT_S = 10  # of each request
 
 
+class BearerKey(requests.auth.AuthBase):
+    """Sends an API key. Without it requests would send the password of a .netrc file."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        """Add the key to a request."""
+        request.headers["Authorization"] = f"Bearer {self.key}"
+        return request
+
+
+def read_key(path: Path) -> BearerKey:
+    """Return the API key of a file; exit with one sentence if there is none."""
+    try:
+        key = path.read_text("utf-8-sig").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        sys.exit(f"The key file {path} can't be read: {error}")
+    if not re.fullmatch("[!-~]+", key):
+        sys.exit(f"The key file {path} has no API key: one line of letters and digits is expected")
+    return BearerKey(key)
+
+
 def parse_response(response: requests.Response) -> dict[str, Any]:
     """Return the body of a response; exit with the text of the problem if it is an error."""
     try:
@@ -40,22 +64,30 @@ def parse_response(response: requests.Response) -> dict[str, Any]:
         sys.exit(f"{response.url} answered {response.status_code} and no JSON: {response.text[:200]!r}")
     if not response.ok:
         faults = [f"\n  {fault['pointer']}: {fault['message']}" for fault in answer.get("errors", [])]
-        reason = f"{answer.get('title')}: {answer.get('detail')}{''.join(faults)}"
+        reason = f"{answer['title']}: {answer['detail']}{''.join(faults)}"
         sys.exit(f"{response.url} answered {response.status_code}, {reason}")
     return answer
 
 
-def predict(url: str, key: str, customer: dict[str, Any], interval_s: float, attempts: int) -> float:
+def predict(url: str, key: BearerKey | None, customer: dict[str, Any], interval_s: float, attempts: int) -> float:
     """Return the customer's probability of churn: submit the customer, then poll the result."""
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    accepted = parse_response(requests.post(f"{url}/churn/predict", json=customer, headers=headers, timeout=TIMEOUT_S))
+    accepted = parse_response(requests.post(f"{url}/churn/predict", json=customer, auth=key, timeout=TIMEOUT_S))
     result_url = f"{url}/churn/result/{accepted['task_id']}"
     for attempt in range(attempts):
         time.sleep(interval_s if attempt else 0)
-        result = parse_response(requests.get(result_url, headers=headers, timeout=TIMEOUT_S))
+        result = parse_response(requests.get(result_url, auth=key, timeout=TIMEOUT_S))
         if result["status"] == "Success":
             return float(result["probability"])
     sys.exit(f"Not finished after {attempts} attempts; ask again at {result_url}")
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the operating system's reason for a lost connection, such as "Connection refused"."""
+    cause = error.__cause__ or error.__context__
+    own = getattr(error, "strerror", None) or (
+        "timed out" if isinstance(error, requests.Timeout) else "connection lost"
+    )
+    return own if cause is None or isinstance(error, requests.Timeout) else reason_of(cause)
 
 
 if __name__ == "__main__":
@@ -65,10 +97,14 @@ if __name__ == "__main__":
     parser.add_argument("--attempts", type=int, default=5, help="times to ask for the result")
     parser.add_argument("--key-file", type=Path, help="a file with your API key, if the service needs one")
     arguments = parser.parse_args()
-    url, key = arguments.url.rstrip("/"), arguments.key_file.read_text().strip() if arguments.key_file else ""
+    url, key = arguments.url.rstrip("/"), read_key(arguments.key_file) if arguments.key_file else None
     try:
         print(predict(url, key, CUSTOMER, arguments.interval, arguments.attempts))
+    except ValueError:
+        sys.exit(f"{arguments.url} is no address such as http://127.0.0.1:8000")
     except requests.RequestException as error:
-        sys.exit(f"No answer from {arguments.url}: {error}")
-    except (AttributeError, KeyError, TypeError) as error:
-        sys.exit(f"{arguments.url} is not the churn service: {error!r}")
+        sys.exit(f"No answer from {arguments.url}: {reason_of(error)}")
+    except (AttributeError, KeyError, TypeError):
+        sys.exit(f"{arguments.url} is not the churn service: its answer has another form")
+    except KeyboardInterrupt:
+        sys.exit("Stopped")
