@@ -4,6 +4,7 @@ import argparse
 import re
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,29 +32,24 @@ CUSTOMER = {
     "Avg_Utilization_Ratio": 0.061,
 }
 TIMEOUT_S = 10  # of each request
+# As `auth=`, the key goes before an entry in .netrc; as a header, it does not.
+Auth = Callable[[requests.PreparedRequest], requests.PreparedRequest]
 
 
-class BearerKey(requests.auth.AuthBase):
-    """Sends an API key. Without it requests would send the password of a .netrc file."""
-
-    def __init__(self, key: str) -> None:
-        self.key = key
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        """Add the key to a request."""
-        request.headers["Authorization"] = f"Bearer {self.key}"
-        return request
-
-
-def read_key(path: Path) -> BearerKey:
-    """Return the API key of a file; exit with one sentence if there is none."""
+def read_key(path: Path) -> Auth:
+    """Return a function that adds the API key of a file to a request; exit with one sentence if there is none."""
     try:
         key = path.read_text("utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
-        sys.exit(f"The key file {path} can't be read: {error}")
+        sys.exit(f"The key file can't be read: {error}")
     if not re.fullmatch("[!-~]+", key):
         sys.exit(f"The key file {path} has no API key: one line of letters and digits is expected")
-    return BearerKey(key)
+
+    def add_key(request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {key}"
+        return request
+
+    return add_key
 
 
 def parse_response(response: requests.Response) -> dict[str, Any]:
@@ -69,7 +65,7 @@ def parse_response(response: requests.Response) -> dict[str, Any]:
     return answer
 
 
-def predict(url: str, key: BearerKey | None, customer: dict[str, Any], interval_s: float, attempts: int) -> float:
+def predict(url: str, key: Auth | None, customer: dict[str, Any], interval_s: float, attempts: int) -> float:
     """Return the customer's probability of churn: submit the customer, then poll the result."""
     accepted = parse_response(requests.post(f"{url}/churn/predict", json=customer, auth=key, timeout=TIMEOUT_S))
     result_url = f"{url}/churn/result/{accepted['task_id']}"
@@ -82,12 +78,11 @@ def predict(url: str, key: BearerKey | None, customer: dict[str, Any], interval_
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the operating system's reason for a lost connection, such as "Connection refused"."""
+    """Return why there is no answer, such as "Connection refused"."""
+    if isinstance(error, requests.Timeout):
+        return f"it took longer than {TIMEOUT_S} s"
     cause = error.__cause__ or error.__context__
-    own = getattr(error, "strerror", None) or (
-        "timed out" if isinstance(error, requests.Timeout) else "connection lost"
-    )
-    return own if cause is None or isinstance(error, requests.Timeout) else reason_of(cause)
+    return reason_of(cause) if cause else getattr(error, "strerror", None) or "the connection was lost"
 
 
 if __name__ == "__main__":
@@ -100,11 +95,11 @@ if __name__ == "__main__":
     url, key = arguments.url.rstrip("/"), read_key(arguments.key_file) if arguments.key_file else None
     try:
         print(predict(url, key, CUSTOMER, arguments.interval, arguments.attempts))
-    except ValueError:
-        sys.exit(f"{arguments.url} is no address such as http://127.0.0.1:8000")
     except requests.RequestException as error:
+        if isinstance(error, ValueError):
+            sys.exit(f"{arguments.url} is no address such as http://127.0.0.1:8000")
         sys.exit(f"No answer from {arguments.url}: {reason_of(error)}")
-    except (AttributeError, KeyError, TypeError):
+    except (AttributeError, KeyError, TypeError, ValueError):
         sys.exit(f"{arguments.url} is not the churn service: its answer has another form")
     except KeyboardInterrupt:
         sys.exit("Stopped")
