@@ -7,10 +7,12 @@ import contextlib
 import csv
 import io
 import os
+import pty
 import re
 import signal
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -176,6 +178,28 @@ def test_out_replaces_a_file_only_with_a_complete_one(marked: Service, customer:
     assert {file.name for file in path.parent.iterdir()} == {"customers.csv", "scored.csv"}
 
 
+def test_out_may_be_a_device(marked: Service, customer: dict[str, Any], path: Path) -> None:
+    path.write_text(as_csv([customer]))
+    assert rows_of(score(marked, path, "--out", "/dev/stdout").stdout)[0]["churn_probability"] == "0.042"
+    full = score(marked, path, "--out", "/dev/full")
+    assert full.returncode == 1
+    assert full.stderr.startswith("Not scored. The output: No space left on device.")
+
+
+def test_a_terminal_shows_the_rows_per_second_and_the_time_left(
+    marked: Service, customer: dict[str, Any], path: Path
+) -> None:
+    path.write_text(as_csv([customer] * 100))
+    terminal, stderr = pty.openpty()
+    termios.tcsetwinsize(stderr, (24, 100))
+    with os.fdopen(terminal, "rb", buffering=0) as screen:
+        words = [*COMMAND, "--url", marked.url, str(path)]
+        subprocess.run(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=stderr, timeout=60, check=True)
+        shown = screen.read(10_000).decode()
+        os.close(stderr)
+    assert re.search(r"100/100 \[\d+:\d+<\d+:\d+, *[\d.]+ rows/s\]", shown)
+
+
 def test_a_reader_that_ends_early_ends_the_command_quietly(
     marked: Service, customer: dict[str, Any], path: Path
 ) -> None:
@@ -188,9 +212,11 @@ def test_a_reader_that_ends_early_ends_the_command_quietly(
 
 
 @pytest.fixture
-def unworked(servers: Servers, tmp_path: Path) -> Iterator[Service]:
-    """A service whose worker is not started yet."""
-    service = Service(servers, tmp_path, {"MODEL_PATH": str(marked_model.save(tmp_path)), "WARM_UP": "true"})
+def unworked(request: pytest.FixtureRequest, servers: Servers, tmp_path: Path) -> Iterator[Service]:
+    """A service whose worker is not started yet; the parameter is the most rows of a batch."""
+    model = str(marked_model.save(tmp_path))
+    settings = {"MODEL_PATH": model, "WARM_UP": "true", "BATCH_MAX_ROWS": getattr(request, "param", "200000")}
+    service = Service(servers, tmp_path, settings)
     service.api.start()
     service.await_answer("/livez", service.api)
     yield service
@@ -209,6 +235,7 @@ def waiting_command(service: Service, path: Path) -> Iterator["subprocess.Popen[
             process.kill()
 
 
+@pytest.mark.parametrize("unworked", ["200000", "100"], indirect=True, ids=["one_batch", "several_batches"])
 def test_ctrl_c_prints_how_to_resume_and_the_batch_goes_on(
     unworked: Service, customer: dict[str, Any], path: Path
 ) -> None:

@@ -72,7 +72,7 @@ def hint(run: Run | None) -> str:
     is_whole = batches[0][1] == run.row_count
     options = " ".join(f"--resume {one}" if is_whole else f"--resume {one}:{rows}" for one, rows in batches)
     return (
-        f"\nThe service goes on. To fetch the results, repeat the command with the same file and {options}"
+        f"\nThe service still has the batch. To fetch its results, repeat the command with the same file and {options}"
         f"\nTo cancel: curl -X DELETE {run.service.batch_url(batches[-1][0])} (with your API key, if you have one)"
     )
 
@@ -190,11 +190,11 @@ def opened_output(path: Path | None) -> Iterator[TextIO]:
         yield sys.stdout
         sys.stdout.flush()
         return
-    target = path.resolve()
-    if target.exists() and not target.is_file():  # a device or a pipe can't be replaced
-        with target.open("w", encoding="utf-8", newline="") as file:
+    if path.exists() and not path.is_file():  # a device or a pipe can't be replaced
+        with path.open("w", encoding="utf-8", newline="") as file:
             yield file
         return
+    target = path.resolve()  # a link stays a link
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         with temporary.open("x", encoding="utf-8", newline="") as file:
