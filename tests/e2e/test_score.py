@@ -10,6 +10,7 @@ import os
 import pty
 import re
 import signal
+import socket
 import subprocess
 import sys
 import termios
@@ -267,6 +268,10 @@ def test_a_restart_of_the_api_does_not_end_the_command(unworked: Service, custom
     path.write_text(as_csv([customer] * 50))
     with waiting_command(unworked, path) as process:
         unworked.api.stop()
+        with socket.create_server(("127.0.0.1", unworked.port)) as listener:
+            listener.settimeout(30)
+            connection, _ = listener.accept()
+            connection.close()  # at least one request of the command is lost
         unworked.api.start()
         unworked.worker.start()
         output, message = process.communicate(timeout=60)
