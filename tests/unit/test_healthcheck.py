@@ -1,4 +1,4 @@
-"""The health check of a worker's container says what the worker says, whatever the worker's name, and costs little."""
+"""The health check of a worker: it repeats the status that the worker wrote, needs no node name, and costs little."""
 
 import json
 import subprocess
