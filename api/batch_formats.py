@@ -3,9 +3,7 @@
 No error repeats a value, because values are customers'.
 """
 
-import csv
-import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from operator import getitem, itemgetter
@@ -16,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import to_json
 
+from api.csv_rows import clean_columns, read_csv
 from api.strict_json import parse_json
 from celery_task_app.errors import MalformedBatch, NotJSON
 from celery_task_app.store.batches import ScoredRow
@@ -25,7 +24,10 @@ CSV, JSON, NDJSON = "text/csv", "application/json", "application/x-ndjson"
 MAX_JSON_BYTES = 8 * 1024 * 1024
 """Largest JSON array: it is parsed as a whole. CSV and NDJSON are parsed line by line."""
 
-_MAX_LINE = 64 * 1024  # characters (CSV) or bytes (NDJSON): an unclosed quote must not consume the whole file
+DESCRIBED_ROWS = 100
+"""Invalid rows whose faults are worked out; further ones are counted only."""
+
+_MAX_LINE = 64 * 1024  # bytes of an NDJSON line
 _VALIDATED_AT_ONCE = 250  # rows; Pydantic needs about a millisecond for them, during which no other thread runs
 
 NumberedRow = tuple[int | None, Any]
@@ -39,7 +41,7 @@ class InvalidRow:
     Attributes:
         row: the number of the row among the rows sent, from 0.
         line: the line of the file in which the row begins, from 1; None in a JSON array.
-        faults: for each fault its place within the row, Pydantic's code and message.
+        faults: for each fault its place within the row, Pydantic's code and message; nothing beyond DESCRIBED_ROWS.
     """
 
     row: int
@@ -66,9 +68,9 @@ def parse_rows(file: IO[bytes], media_type: str, schema: type[BaseModel], size: 
     """Parse and validate a file of customers.
 
     Args:
-        file: bytes in UTF-8, with a byte order mark or without.
-        media_type: CSV (with a header row; columns that the schema lacks are ignored), NDJSON (one object in each line)
-            or JSON (one array of objects). Blank lines are ignored.
+        file: bytes in UTF-8, with a byte order mark or without; CSV may be UTF-16 with a byte order mark.
+        media_type: CSV (see csv_rows.py), NDJSON (one object in each line) or JSON (one array of objects). Blank lines
+            are ignored.
         schema: of a customer. Text is converted to numbers in CSV only.
         size: most rows of a slice.
 
@@ -76,16 +78,18 @@ def parse_rows(file: IO[bytes], media_type: str, schema: type[BaseModel], size: 
         MalformedBatch: the file cannot be parsed; slices that were yielded before must be discarded.
     """
     validator = _row_validator(schema, media_type == CSV)
-    parse = {CSV: _parse_csv, NDJSON: _parse_ndjson, JSON: _parse_json_array}[media_type]
-    first, lines, rows = 0, list[int | None](), list[Any]()
+    parse = {CSV: read_csv, NDJSON: _parse_ndjson, JSON: _parse_json_array}[media_type]
+    first, described, lines, rows = 0, DESCRIBED_ROWS, list[int | None](), list[Any]()
     for line, row in parse(file, schema):
         lines.append(line)
         rows.append(row)
         if len(rows) == size:
-            yield validator.validate(first, lines, rows)
+            part = validator.validate(first, lines, rows, described)
+            described -= len(part.invalid)
+            yield part
             first, lines, rows = first + size, [], []
     if rows:
-        yield validator.validate(first, lines, rows)
+        yield validator.validate(first, lines, rows, described)
     elif not first:
         raise MalformedBatch("the batch has no row")
 
@@ -95,24 +99,54 @@ class _RowValidator:
 
     def __init__(self, schema: type[BaseModel], *, is_text: bool) -> None:
         self._names = list(schema.model_fields)
-        self._validate_rows = TypeAdapter[list[Any]](list[schema]).validate_python  # type: ignore[valid-type]
+        rows: TypeAdapter[list[Any]] = TypeAdapter(list[schema])  # type: ignore[valid-type]
+        self._validate_rows, self._are_valid = rows.validate_python, rows.validator.isinstance_python
         self._columns = _column_types(schema)
+        self._numbers = frozenset(
+            name for name, field in schema.model_fields.items() if field.annotation in (int, float)
+        )
+        self._is_text = is_text
         self._strict = False if is_text else None
 
-    def validate(self, first: int, lines: Sequence[int | None], rows: list[Any]) -> RowSlice:
-        """Return the slice of these rows, the first of which has the number `first`."""
-        if self._columns:
-            try:
-                columns = {
-                    name: column.validate_python(list(map(itemgetter(name), rows)), strict=self._strict)
-                    for name, column in self._columns.items()
-                }
-                return RowSlice(list(range(first, first + len(rows))), columns, [])
-            except (ValidationError, LookupError, TypeError):  # a row may be invalid: find it
-                pass
-        return self._validate_each(first, lines, rows)
+    def validate(self, first: int, lines: Sequence[int | None], rows: list[Any], described: int) -> RowSlice:
+        """Return the slice of these rows.
 
-    def _validate_each(self, first: int, lines: Sequence[int | None], rows: list[Any]) -> RowSlice:
+        Args:
+            first: the number of the first row.
+            lines: the line of each row.
+            rows: as they were sent.
+            described: invalid rows whose faults are worked out.
+        """
+        numbers = list(range(first, first + len(rows)))
+        try:
+            columns = {name: list(map(itemgetter(name), rows)) for name in rows[0]} if self._is_text else {}
+            if self._columns and not self._is_text:
+                columns = {name: list(map(itemgetter(name), rows)) for name in self._columns}
+            if self._columns and self._is_plain(columns):
+                return RowSlice(numbers, self._validate_columns(columns), [])
+        except (ValidationError, LookupError, TypeError):  # a row may be invalid: find it
+            pass
+        if self._is_text:
+            columns = clean_columns(columns, self._numbers)
+            try:
+                if self._columns:
+                    return RowSlice(numbers, self._validate_columns(columns), [])
+            except (ValidationError, LookupError):
+                pass
+            rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        return self._validate_each(first, lines, rows, described)
+
+    def _is_plain(self, columns: dict[str, list[Any]]) -> bool:
+        """Return whether no number needs `clean_columns`; one search for all cells of a column is cheap."""
+        return not self._is_text or all(
+            "_" not in (cells := "".join(columns[name])) and cells.isascii() for name in self._numbers & columns.keys()
+        )
+
+    def _validate_columns(self, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        types = self._columns or {}
+        return {name: column.validate_python(columns[name], strict=self._strict) for name, column in types.items()}
+
+    def _validate_each(self, first: int, lines: Sequence[int | None], rows: list[Any], described: int) -> RowSlice:
         numbers, valid, invalid = list[int](), list[Any](), list[InvalidRow]()
         for start in range(0, len(rows), _VALIDATED_AT_ONCE):
             places = range(start, min(start + _VALIDATED_AT_ONCE, len(rows)))
@@ -121,8 +155,12 @@ class _RowValidator:
                 numbers += [first + place for place in places]
             except ValidationError:
                 for place in places:
+                    row = [rows[place]]
+                    if len(invalid) >= described and not self._are_valid(row, strict=self._strict):
+                        invalid.append(InvalidRow(first + place, lines[place], []))
+                        continue
                     try:
-                        valid += self._validate_rows([rows[place]], strict=self._strict)
+                        valid += self._validate_rows(row, strict=self._strict)
                         numbers.append(first + place)
                     except ValidationError as error:
                         invalid.append(InvalidRow(first + place, lines[place], _faults(error)))
@@ -187,59 +225,6 @@ def _parse_ndjson(file: IO[bytes], _schema: type[BaseModel]) -> Iterator[Numbere
                 yield line, parse_json(text)
             except NotJSON as error:
                 raise MalformedBatch(f"line {line} is not valid JSON: {error}") from error
-
-
-def _parse_csv(file: IO[bytes], schema: type[BaseModel]) -> Iterator[NumberedRow]:
-    text = io.TextIOWrapper(file, "utf-8-sig", newline="")
-    reader = csv.reader(_csv_lines(text), strict=True)
-    line = 1
-    try:
-        while not (header := next(reader, None)):
-            if header is None:
-                raise MalformedBatch("the body is empty")
-            line = reader.line_num + 1
-        select = _select_features(header, schema)
-        line = reader.line_num + 1
-        for row in reader:
-            if len(row) == len(header):
-                yield line, select(row)
-            elif row:
-                raise MalformedBatch(f"line {line} has {len(row)} columns, and the header has {len(header)}")
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise MalformedBatch(f"from line {line}: {error}") from error
-    except UnicodeDecodeError as error:
-        raise MalformedBatch("the body is not UTF-8") from error
-    finally:
-        text.detach()
-
-
-def _csv_lines(text: IO[str]) -> Iterator[str]:
-    number = 0
-    while line := text.readline(_MAX_LINE + 1):
-        number += 1
-        if len(line) > _MAX_LINE:
-            raise MalformedBatch(f"line {number} is longer than {_MAX_LINE} characters")
-        yield line
-
-
-def _select_features(header: list[str], schema: type[BaseModel]) -> Callable[[list[str]], dict[str, str]]:
-    """Return a function that selects the features of a row.
-
-    Errors never quote the header: if the file has none, its first line holds the values of a customer.
-    """
-    if len(set(header)) != len(header):
-        second = next(place for place, name in enumerate(header, 1) if name in header[: place - 1])
-        raise MalformedBatch(f"column {second} of the header has the name of an earlier column")
-    required = [name for name, field in schema.model_fields.items() if field.is_required()]
-    if missing := [name for name in required if name not in header]:
-        raise MalformedBatch(f"the header, which is the first line, lacks {', '.join(missing)}")
-    names = [name for name in schema.model_fields if name in header]
-    if len(names) == 1:  # with one place itemgetter returns no tuple
-        place = header.index(names[0])
-        return lambda row: {names[0]: row[place]}
-    values = itemgetter(*map(header.index, names))
-    return lambda row: dict(zip(names, values(row), strict=True))
 
 
 def format_results(scored: Iterable[ScoredRow], media_type: str, *, is_first: bool) -> bytes:

@@ -1,33 +1,41 @@
 """Accepting a batch: its body is received, every row is validated, and its chunks are published.
 
-One thread validates and publishes one batch at a time, so the event loop never blocks, and memory holds one chunk. The
-body and the chunks are spooled to files; nothing is published before every row is validated.
+One thread validates a slice of each batch in turn, so the event loop never blocks, no batch waits for another one, and
+memory holds a slice of each. The body and the chunks are spooled to files; nothing is published before every row is
+validated.
 """
 
 import asyncio
 import contextlib
 import logging
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import IO
 
 from pydantic import BaseModel
+from starlette.requests import ClientDisconnect
 
 from api.backpressure import Backlog
-from api.batch_formats import JSON, MAX_JSON_BYTES, InvalidRow, parse_rows
-from celery_task_app.errors import BatchTooLarge, Overloaded, RowsRefused, Unavailable
+from api.batch_formats import DESCRIBED_ROWS, JSON, MAX_JSON_BYTES, InvalidRow, parse_rows
+from celery_task_app.errors import BatchTooLarge, BatchTooSlow, NoSpace, Overloaded, RowsRefused, Unavailable
 from celery_task_app.messaging.messages import ChunkMessage, encode_chunk
 from celery_task_app.messaging.publisher import Publisher
 from celery_task_app.store.batches import BatchStore
 
 logger = logging.getLogger(__name__)
 
-_MAX_AT_ONCE = 8  # batches that are being received, or wait for the thread
-_SPOOL_IN_MEMORY_BYTES = 1024 * 1024  # of a body; a longer body goes to a temporary file
-_LISTED_ROWS = 100  # invalid rows that a response names
+_MAX_AT_ONCE = 8  # batches that are validated
+_SPOOL_IN_MEMORY_BYTES = 64 * 1024  # of a body; a longer body goes to a temporary file
+_LEAST_BYTES = 1024 * 1024  # that a body counts while it is received, so that their number is limited too
+_VALIDATE_WITHIN_S = 60  # of the thread, for one batch; 200,000 rows of BankChurners.csv take about 2 s
+_CHECK_CLIENT_EVERY_S = 0.5
+# A batch with more invalid rows than this, and nearly no valid one, is refused before the rest is read.
+_REFUSE_FROM_ROWS = 2_000
+_REFUSE_FROM_SHARE = 0.99
 
 
 @dataclass
@@ -79,10 +87,19 @@ class BatchIntake:
         self._max_rows = max_rows
         self._chunk_rows = chunk_rows
         self._thread = ThreadPoolExecutor(1, "batch-intake")
-        self._being_accepted = 0
+        self._received_bytes = 0  # of all bodies that are received or validated
+        self._validated = 0
+        self._json = asyncio.Lock()  # a JSON array is held in memory as a whole, so one is validated at a time
+        self._is_stopping = False
 
     async def accept(
-        self, batch_id: str, body: AsyncIterator[bytes], media_type: str, *, all_or_none: bool
+        self,
+        batch_id: str,
+        body: AsyncIterator[bytes],
+        media_type: str,
+        *,
+        all_or_none: bool,
+        is_disconnected: Callable[[], Awaitable[bool]],
     ) -> BatchReceipt:
         """Receive and validate a batch; return once the broker has confirmed all of its chunks.
 
@@ -91,42 +108,101 @@ class BatchIntake:
             body: the rows as text.
             media_type: CSV, NDJSON or JSON.
             all_or_none: refuse the batch if a row is invalid, instead of leaving that row out.
+            is_disconnected: returns whether the client has closed its connection; then nothing is published.
 
         Raises:
             MalformedBatch: the body cannot be parsed.
             BatchTooLarge: it has too many bytes or rows.
-            RowsRefused: no row is valid, or with `all_or_none` not every row.
+            BatchTooSlow: its validation takes too long.
+            RowsRefused: no row is valid, or nearly none, or with `all_or_none` not every row.
             Overloaded: too many batches are being accepted, too many rows wait, or the queue is full.
+            NoSpace: the body cannot be written to a temporary file.
             Unavailable: the broker or the result store did not accept it; no row will be computed.
+            ClientDisconnect: the client has closed its connection.
         """
         self._backlog.refuse_if_full()
-        if self._being_accepted >= _MAX_AT_ONCE:
-            raise Overloaded("too many batches are being accepted")
-        self._being_accepted += 1
+        self._refuse_if_busy()
         try:
-            with tempfile.SpooledTemporaryFile(_SPOOL_IN_MEMORY_BYTES) as spool:
-                async for piece in body:
-                    spool.write(piece)
-                    self._check_size(spool.tell(), media_type)
-                spool.seek(0)
-                validate_and_publish = partial(
-                    self._validate_and_publish, BatchReceipt(batch_id), all_or_none=all_or_none
-                )
-                work = asyncio.wrap_future(self._thread.submit(validate_and_publish, spool, media_type))
-                try:
-                    return await asyncio.shield(work)
-                except asyncio.CancelledError:
-                    with contextlib.suppress(Exception):  # the thread still reads the spool
-                        await work
-                    raise
-        finally:
-            self._being_accepted -= 1
+            with tempfile.SpooledTemporaryFile(_SPOOL_IN_MEMORY_BYTES) as spool, tempfile.TemporaryFile() as chunks:
+                async with self._received(spool, body, media_type), self._turn(media_type):
+                    receipt = BatchReceipt(batch_id)
+                    lengths: list[int] = []
+                    steps = self._validate(spool, media_type, receipt, chunks, lengths, all_or_none=all_or_none)
+                    await self._run(steps, is_disconnected)
+                    await self._run(self._publish(receipt, chunks, lengths))
+        except OSError as error:
+            logger.error("batch refused: no temporary file folder=%s error=%r", _folder(), error)  # noqa: TRY400
+            raise NoSpace(
+                "the API cannot store the body of a batch: its operator finds the reason in the log"
+            ) from error
+        logger.info("batch accepted batch_id=%s rows=%d refused=%d", receipt.batch_id, receipt.total, receipt.refused)
+        return receipt
+
+    def release(self) -> None:
+        """Refuse the batches that are not published yet: this process stops."""
+        self._is_stopping = True
 
     async def close(self) -> None:
-        """Finish the batches that were received, then close the connections."""
+        """Close the connections, after the last step."""
+        self.release()
         await asyncio.to_thread(self._thread.shutdown)
         self._publisher.close()
         self._store.close()
+
+    @contextlib.asynccontextmanager
+    async def _received(self, spool: IO[bytes], body: AsyncIterator[bytes], media_type: str) -> AsyncIterator[None]:
+        """Receive a body. It takes bytes of a budget, and a place only when it is complete."""
+        taken = _LEAST_BYTES
+        self._received_bytes += taken
+        try:
+            async for piece in body:
+                spool.write(piece)
+                size = spool.tell()
+                self._check_size(size, media_type)
+                if size > taken:
+                    self._received_bytes += size - taken
+                    taken = size
+                if self._received_bytes > _MAX_AT_ONCE * max(self._max_bytes, _LEAST_BYTES):
+                    raise Overloaded("too many batches are being received")
+            spool.seek(0)
+            yield
+        finally:
+            self._received_bytes -= taken
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, media_type: str) -> AsyncIterator[None]:
+        """Take a place among the batches that are validated in turns."""
+        self._refuse_if_busy()
+        self._validated += 1
+        try:
+            async with self._json if media_type == JSON else contextlib.nullcontext():
+                yield
+        finally:
+            self._validated -= 1
+
+    def _refuse_if_busy(self) -> None:
+        if self._validated >= _MAX_AT_ONCE:
+            raise Overloaded("too many batches are being accepted")
+
+    async def _run(self, steps: Iterator[None], is_disconnected: Callable[[], Awaitable[bool]] | None = None) -> None:
+        """Run the steps in the thread; those of all batches alternate. A step is a slice of rows, or a chunk."""
+        loop, used_s, checked = asyncio.get_running_loop(), 0.0, time.monotonic()
+        step = partial(_timed, steps)
+        try:
+            while (took_s := await asyncio.shield(loop.run_in_executor(self._thread, step))) is not None:
+                used_s += took_s
+                if is_disconnected is None:  # chunks are being published
+                    continue
+                if self._is_stopping:
+                    raise Unavailable("the API stops: send the batch again")
+                if used_s > _VALIDATE_WITHIN_S:
+                    raise BatchTooSlow(f"its validation took more than {_VALIDATE_WITHIN_S} s: send it in parts")
+                if time.monotonic() - checked > _CHECK_CLIENT_EVERY_S:
+                    checked = time.monotonic()
+                    if await is_disconnected():
+                        raise ClientDisconnect
+        finally:
+            await asyncio.shield(loop.run_in_executor(self._thread, steps.close))  # type: ignore[attr-defined]
 
     def _check_size(self, size: int, media_type: str) -> None:
         if size > self._max_bytes:
@@ -136,39 +212,66 @@ class BatchIntake:
                 f"the limit of a JSON array is {MAX_JSON_BYTES} bytes: send application/x-ndjson instead"
             )
 
-    def _validate_and_publish(
-        self, receipt: BatchReceipt, body: IO[bytes], media_type: str, *, all_or_none: bool
-    ) -> BatchReceipt:
-        with tempfile.TemporaryFile() as chunks:
-            lengths = list(self._validate(body, media_type, receipt, chunks))
-            if not receipt.total or (all_or_none and receipt.refused):
-                raise RowsRefused("rows are not valid customers", receipt.refused, receipt.listed)
-            self._backlog.check()
-            chunks.seek(0)
-            self._publish(receipt, chunks, lengths)
-        logger.info("batch accepted batch_id=%s rows=%d refused=%d", receipt.batch_id, receipt.total, receipt.refused)
-        return receipt
-
-    def _validate(self, body: IO[bytes], media_type: str, receipt: BatchReceipt, chunks: IO[bytes]) -> Iterator[int]:
-        """Write the content of each chunk's message to a file, and yield its length."""
+    def _validate(  # noqa: PLR0913 - where the rows come from, and where they go
+        self,
+        body: IO[bytes],
+        media_type: str,
+        receipt: BatchReceipt,
+        chunks: IO[bytes],
+        lengths: list[int],
+        *,
+        all_or_none: bool,
+    ) -> Iterator[None]:
+        """Write the content of each chunk's message to a file, and its length to a list; a step is a chunk."""
         for part in parse_rows(body, media_type, self._schema, self._chunk_rows):
             receipt.total += len(part.rows)
             receipt.refused += len(part.invalid)
-            receipt.listed += part.invalid[: _LISTED_ROWS - len(receipt.listed)]
-            if receipt.total + receipt.refused > self._max_rows:
+            receipt.listed += part.invalid[: DESCRIBED_ROWS - len(receipt.listed)]
+            read = receipt.total + receipt.refused
+            if read > self._max_rows:
                 raise BatchTooLarge(f"the limit is {self._max_rows} rows")
+            if receipt.refused >= max(_REFUSE_FROM_ROWS, _REFUSE_FROM_SHARE * read):
+                raise RowsRefused(
+                    f"{receipt.refused} of the first {read} rows are not valid customers; the rest was not read",
+                    receipt.refused,
+                    receipt.listed,
+                )
             if part.rows:
-                yield chunks.write(encode_chunk(part.rows, part.columns))
+                lengths.append(chunks.write(encode_chunk(part.rows, part.columns)))
+            yield
+        if not receipt.total or (all_or_none and receipt.refused):
+            raise RowsRefused("rows are not valid customers", receipt.refused, receipt.listed)
+        chunks.seek(0)
 
-    def _publish(self, receipt: BatchReceipt, chunks: IO[bytes], lengths: list[int]) -> None:
+    def _publish(self, receipt: BatchReceipt, chunks: IO[bytes], lengths: list[int]) -> Iterator[None]:
+        """Publish the chunks; a step is a chunk."""
+        self._backlog.check()
         # If this fails there is nothing to delete: the store would fail again, and no client knows the id.
         self._store.create(receipt.batch_id, receipt.total, len(lengths))
         try:
             for number, length in enumerate(lengths):
                 self._publisher.publish(ChunkMessage(receipt.batch_id, number, chunks.read(length).decode()))
                 self._backlog.record_published(min(receipt.total, self._chunk_rows))
-        except Exception:
+                yield
+        except BaseException:
             logger.warning("batch deleted: not all chunks were published batch_id=%s", receipt.batch_id)
             with contextlib.suppress(Unavailable):
                 self._store.delete(receipt.batch_id)
             raise
+
+
+def _timed(steps: Iterator[None]) -> float | None:
+    """Run a step; return the seconds that it took, or None after the last one."""
+    started = time.monotonic()
+    try:
+        next(steps)
+    except StopIteration:
+        return None
+    return time.monotonic() - started
+
+
+def _folder() -> str:
+    """Return the folder for temporary files."""
+    with contextlib.suppress(OSError):
+        return tempfile.gettempdir()
+    return "none"

@@ -38,6 +38,7 @@ router = APIRouter(tags=["batches"])
         ProblemType.INVALID_ROWS,
         ProblemType.OVERLOADED,
         ProblemType.INTERNAL_ERROR,
+        ProblemType.NO_SPACE,
         ProblemType.UNAVAILABLE,
     ),
     openapi_extra={
@@ -61,7 +62,11 @@ async def accept_batch(request: Request, on_error: Literal["skip", "reject"] = "
     if media_type not in (CSV, NDJSON, JSON):
         return problem(ProblemType.UNSUPPORTED_MEDIA_TYPE, f"Send {CSV}, {NDJSON} or {JSON}.")
     receipt = await get_services(request).batch_intake.accept(
-        issue_id(), request.stream(), media_type, all_or_none=on_error == "reject"
+        issue_id(),
+        request.stream(),
+        media_type,
+        all_or_none=on_error == "reject",
+        is_disconnected=request.is_disconnected,
     )
     accepted = AcceptedBatch(
         batch_id=receipt.batch_id,

@@ -25,11 +25,13 @@ ChurnServiceError
 ├── BatchError                a batch cannot be accepted
 │   ├── MalformedBatch          the body is not valid CSV, NDJSON or JSON
 │   ├── BatchTooLarge           it has more bytes or rows than allowed
+│   │   └── BatchTooSlow           its validation takes too long
 │   └── RowsRefused             rows are not valid customers
 ├── MalformedMessage          a message from the queue cannot be parsed
 └── Unavailable               the request is fine; the same request may succeed later
     ├── BrokerUnavailable       the broker did not confirm
     ├── ResultStoreUnavailable  the result store did not answer
+    ├── NoSpace                 the API cannot write a temporary file
     └── Overloaded              too many predictions wait
 """
 
@@ -136,6 +138,10 @@ class BatchTooLarge(BatchError):
     """The body of a batch has more bytes, or more rows, than allowed."""
 
 
+class BatchTooSlow(BatchTooLarge):
+    """The validation of a batch takes longer than allowed."""
+
+
 class RowsRefused(BatchError):
     """Rows of a batch are not valid customers: `count` of them, of which `listed` are the first."""
 
@@ -159,6 +165,10 @@ class BrokerUnavailable(Unavailable):
 
 class ResultStoreUnavailable(Unavailable):
     """The result store did not answer, or refused the command."""
+
+
+class NoSpace(Unavailable):
+    """The folder for temporary files is full, or cannot be written."""
 
 
 class Overloaded(Unavailable):

@@ -141,14 +141,20 @@ class ProblemType(Enum):
         "invalid-rows",
         HTTPStatus.UNPROCESSABLE_ENTITY,
         "Invalid rows",
-        "no row is a valid customer, or with `on_error=reject` not every row; `rows` names the first 100",
+        (
+            "no row or nearly none is a valid customer, or with `on_error=reject` not every row; "
+            "`rows` names the first 100"
+        ),
         errors.RowsRefused,
     )
     BATCH_TOO_LARGE = (
         "batch-too-large",
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         "Batch too large",
-        "a batch has more than `BATCH_MAX_BYTES` or `BATCH_MAX_ROWS`, or as a JSON array more than 8 MiB: send NDJSON",
+        (
+            "a batch has more than `BATCH_MAX_BYTES` or `BATCH_MAX_ROWS`, or as a JSON array more than 8 MiB: send "
+            "NDJSON; or its validation takes more than a minute"
+        ),
         errors.BatchTooLarge,
     )
     UNSUPPORTED_MEDIA_TYPE = (
@@ -176,6 +182,13 @@ class ProblemType(Enum):
         "Too many predictions wait",
         "too many predictions wait in the queue or to be published, or too many batches are being accepted",
         errors.Overloaded,
+    )
+    NO_SPACE = (
+        "no-space",
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "No space for the batch",
+        "the folder for temporary files of the API is full or cannot be written; the log of the API names it",
+        errors.NoSpace,
     )
     UNAVAILABLE = (
         "unavailable",

@@ -8,8 +8,8 @@ from types import FrameType
 from typing import Any
 
 
-def release_on_stop(release: Callable[[], None]) -> None:
-    """Call `release` in the event loop at the first SIGINT or SIGTERM, before uvicorn's own handler runs.
+def release_on_stop(*releases: Callable[[], None]) -> None:
+    """Call functions in the event loop at the first SIGINT or SIGTERM, before uvicorn's own handler runs.
 
     uvicorn has no hook for this: its handler runs first, and the lifespan's end comes after the last response.
     SIGTERM is reported to uvicorn as SIGINT: uvicorn raises a captured SIGTERM again when it exits, so the exit code of
@@ -23,7 +23,8 @@ def release_on_stop(release: Callable[[], None]) -> None:
 
         def stop(number: int, frame: FrameType | None, handler: Any = handler_of_server) -> None:
             nonlocal is_stopping
-            loop.call_soon_threadsafe(release)
+            for release in releases:
+                loop.call_soon_threadsafe(release)
             if number == signal.SIGINT or not is_stopping:  # only a second SIGINT makes uvicorn drop open requests
                 is_stopping = True
                 handler(signal.SIGINT, frame)

@@ -31,6 +31,11 @@ CHUNK_ROWS = 50
 pytestmark = pytest.mark.usefixtures("empty_queues")
 
 
+async def is_connected() -> bool:
+    """Answer that the client has not closed its connection."""
+    return False
+
+
 async def pieces(body: bytes) -> AsyncIterator[bytes]:
     for start in range(0, len(body), 10_000):
         yield body[start : start + 10_000]
@@ -53,7 +58,9 @@ def accept(
             chunk_rows=CHUNK_ROWS,
         )
         try:
-            return await intake.accept(str(uuid4()), pieces(body.encode()), media_type, all_or_none=False)
+            return await intake.accept(
+                str(uuid4()), pieces(body.encode()), media_type, all_or_none=False, is_disconnected=is_connected
+            )
         finally:
             await intake.close()
 

@@ -95,6 +95,115 @@ def test_a_variant_of_csv_gives_the_same_columns(rows: list[Row], dress: Callabl
     assert columns(slices(dress(as_csv(rows)), CSV)) == columns_of(rows)
 
 
+def with_cells(text: str, change: Callable[[str], str]) -> str:
+    """Return a CSV text whose cells were changed."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows([map(change, row) for row in csv.reader(io.StringIO(text))])
+    return out.getvalue()
+
+
+def with_delimiter(text: str, delimiter: str, *, has_decimal_commas: bool = False) -> str:
+    """Return a CSV text with another delimiter."""
+    out = io.StringIO()
+    writer = csv.writer(out, delimiter=delimiter, lineterminator="\n")
+    for row in csv.reader(io.StringIO(text)):
+        writer.writerow([cell.replace(".", ",") if has_decimal_commas else cell for cell in row])
+    return out.getvalue()
+
+
+SPREADSHEETS: dict[str, Callable[[str], str | bytes]] = {
+    "empty columns": lambda text: text.replace("\n", ",,\n"),
+    "a repeated column that is no feature": lambda text: text.replace("\n", ",Notes,Notes\n"),
+    "semicolons": lambda text: with_delimiter(text, ";"),
+    "semicolons and decimal commas": lambda text: with_delimiter(text, ";", has_decimal_commas=True),
+    "sep=;": lambda text: "sep=;\r\n" + with_delimiter(text, ";"),
+    "SEP=|": lambda text: "SEP=|\n" + with_delimiter(text, "|"),
+    "tabs": lambda text: with_delimiter(text, "\t"),
+    "blanks after commas": lambda text: text.replace(",", ", "),
+    "blanks around cells": lambda text: with_cells(text, lambda cell: f" {cell} "),
+    "lower case": lambda text: text.split("\n")[0].lower() + "\n" + text.partition("\n")[2],
+    "UTF-16": lambda text: text.encode("utf-16"),
+    "UTF-16, big endian": lambda text: b"\xfe\xff" + text.encode("utf-16-be"),
+    "blank rows": lambda text: text.replace("\n", "\n" + "," * 18 + "\n"),
+    "a Ctrl-Z at the end": lambda text: text + "\x1a",
+    "extra cells that are empty": lambda text: (
+        text.partition("\n")[0] + "\n" + text.partition("\n")[2].replace("\n", ",,\n")
+    ),
+}
+
+
+@pytest.mark.parametrize("write", SPREADSHEETS.values(), ids=SPREADSHEETS)
+def test_csv_is_read_as_spreadsheets_write_it(rows: list[Row], write: Callable[[str], str | bytes]) -> None:
+    parsed = slices(write(as_csv(rows)), CSV)
+    assert columns(parsed) == columns_of(rows)
+    assert invalid_rows(parsed) == []
+    assert [row for part in parsed for row in part.rows] == list(range(120))
+
+
+@given(st.lists(CUSTOMERS, min_size=1, max_size=5), st.sampled_from(sorted(SPREADSHEETS)))
+def test_every_table_is_read_in_every_dialect(rows: list[Row], dialect: str) -> None:
+    assert columns(slices(SPREADSHEETS[dialect](as_csv(rows)), CSV)) == columns_of(rows)
+
+
+def test_a_row_without_its_last_empty_cells_is_a_row(rows: list[Row]) -> None:
+    lines = as_csv(rows[:2]).splitlines()
+    parsed = slices(f"{lines[0]},Notes,More\n{lines[1]},note\n{lines[2]}\n", CSV)
+    assert columns(parsed) == columns_of(rows[:2])
+
+
+def test_a_missing_cell_of_a_feature_is_a_fault_of_it(customer: Row) -> None:
+    header, line = as_csv([customer]).splitlines()
+    (invalid,) = invalid_rows(slices(f"{header}\n{line.rpartition(',')[0]}\n{line}\n", CSV))
+    assert (invalid.row, invalid.line, [place for place, _, _ in invalid.faults]) == (0, 2, ["Avg_Utilization_Ratio"])
+
+
+@pytest.mark.parametrize("cell", ["4_5", "\u0664\u0665", "0x2d", "4 5", "45,0", "nan", "inf", "1e400", "--45", ""])
+def test_text_that_is_no_number_is_a_fault(customer: Row, cell: str) -> None:
+    rows = [customer, {**customer, "Customer_Age": cell, "Credit_Limit": cell}]
+    (invalid,) = invalid_rows(slices(as_csv(rows), CSV))
+    assert [place for place, _, _ in invalid.faults] == ["Customer_Age", "Credit_Limit"]
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("HEADER,Gender", "columns 2 and 20 of the header are both Gender"),
+        ("HEADER, gender ", "columns 2 and 20 of the header are both Gender"),
+        ("Costumer_Age,REST", "lacks Customer_Age; column 1 may be Customer_Age: rename it"),
+        ("age;sex", "none of the columns"),
+    ],
+)
+def test_a_wrong_header_is_refused_with_the_column_and_the_remedy(customer: Row, header: str, message: str) -> None:
+    names = ",".join(customer)
+    line = header.replace("HEADER", names).replace("REST", names.partition(",")[2])
+    with pytest.raises(MalformedBatch, match=message):
+        slices(f"{line}\n", CSV)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"), [(b"HEADER\nROW\nROW,\xe9\n", "line 3 is not UTF-8: save the file as CSV UTF-8")]
+)
+def test_another_encoding_is_refused_with_the_line_and_the_remedy(customer: Row, body: bytes, message: str) -> None:
+    header, row = as_csv([customer]).encode().splitlines()
+    with pytest.raises(MalformedBatch, match=message):
+        slices(body.replace(b"HEADER", header).replace(b"ROW", row), CSV)
+
+
+def test_a_wide_header_with_a_repeated_name_is_refused_at_once() -> None:
+    names = [f"c{number}" for number in range(300_000)]
+    with pytest.raises(MalformedBatch):
+        slices(",".join([*names, names[0]]), CSV)
+    with pytest.raises(MalformedBatch):
+        slices(",".join(f'"{name}\n"' for name in names), CSV)
+
+
+def test_the_faults_of_the_first_hundred_invalid_rows_are_described() -> None:
+    parsed = slices("[" + ",".join(["{}"] * 500) + "]", JSON)
+    described = [row for row in invalid_rows(parsed) if row.faults]
+    assert [row.row for row in described] == list(range(100))
+    assert len(invalid_rows(parsed)) == 500
+
+
 @pytest.mark.parametrize(
     "dress",
     [
@@ -181,12 +290,14 @@ MALFORMED: dict[str, dict[str, bytes]] = {
         "a wrong header": b"age,gender\n1,2\n",
         "no header": b"ROW\nROW\n",
         "a long row": b"HEADER\nROW\nROW,5\nROW\n",
-        "a short row": b"HEADER\nROW\n45\n",
         "an unclosed quote": b'HEADER\nROW\n"ROW\n' + b"ROW\n" * 3000,
         "an unclosed quote at the end": b'HEADER\nROW\n"ROW\n',
         "a duplicate column": b"HEADER,Gender\nROW,F\n",
         "not UTF-8": b"HEADER\nROW\n\xff\xfe\n",
-        "UTF-16": "HEADER\nROW\n".encode("utf-16"),
+        "UTF-16 that is not": b"\xff\xfe\x00\xd8\x00",
+        "Latin-1": b"HEADER\nROW,\xe9\n",
+        "501 columns": b"HEADER" + b",x" * 482 + b"\nROW\n",
+        "a header of many lines": b'HEADER,"' + b"x\n" * 40_000 + b'"\nROW\n',
         "an endless line": b"HEADER\n" + b"5" * 100_000,
     },
     NDJSON: {
@@ -284,13 +395,21 @@ class Endless(io.RawIOBase):
     def __init__(self, pieces: Iterator[bytes]) -> None:
         super().__init__()
         self._pieces = pieces
+        self._place = 0
 
     def readable(self) -> bool:
         return True
 
+    def seekable(self) -> bool:
+        return True  # within the buffer of its reader
+
+    def tell(self) -> int:
+        return self._place
+
     def readinto(self, buffer: Any) -> int:
         piece = next(self._pieces)
         buffer[: len(piece)] = piece
+        self._place += len(piece)
         return len(piece)
 
 

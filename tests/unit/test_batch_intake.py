@@ -1,16 +1,20 @@
 """Batches that are refused before anything is stored or published, so that no server is needed."""
 
 import asyncio
+import contextlib
 import json
+import tempfile
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.requests import ClientDisconnect
 
 from api.backpressure import Backlog
 from api.batch_formats import CSV, JSON, NDJSON, InvalidRow
 from api.batch_intake import BatchIntake, BatchReceipt
-from celery_task_app.errors import BatchTooLarge, MalformedBatch, Overloaded, RowsRefused
+from celery_task_app.errors import BatchTooLarge, MalformedBatch, NoSpace, Overloaded, RowsRefused, Unavailable
 from celery_task_app.messaging.publisher import Publisher, publisher_connection
 from celery_task_app.store.batches import BatchStore
 from celery_task_app.store.connection import connect
@@ -29,6 +33,11 @@ def intake(backlog: Backlog | None = None, **limits: int) -> BatchIntake:
     return BatchIntake(Customer, BatchStore(connect(uri), 60), publisher, backlog, **(LIMITS | limits))
 
 
+async def is_connected() -> bool:
+    """Answer that the client has not closed its connection."""
+    return False
+
+
 async def pieces(body: bytes, size: int = 100_000) -> AsyncIterator[bytes]:
     for start in range(0, len(body), size):
         yield body[start : start + size]
@@ -41,7 +50,9 @@ def accept(
         batches = intake(backlog, **limits)
         content = body.encode() if isinstance(body, str) else body
         try:
-            return await batches.accept("an id", pieces(content), media_type, all_or_none=all_or_none)
+            return await batches.accept(
+                "an id", pieces(content), media_type, all_or_none=all_or_none, is_disconnected=is_connected
+            )
         finally:
             await batches.close()
 
@@ -107,26 +118,123 @@ def test_a_full_queue_refuses_a_batch_before_it_is_published(customer: dict[str,
         accept(as_csv([customer]), CSV, backlog=Backlog("churn.batch", 1, lambda: 1_000))
 
 
-def test_the_ninth_batch_at_a_time_is_refused() -> None:
-    async def accept_nine() -> list[BatchReceipt | BaseException]:
-        batches, is_ninth_refused = intake(), asyncio.Event()
+def test_bodies_that_do_not_come_take_no_place(customer: dict[str, Any]) -> None:
+    async def accept_beside_slow_ones() -> None:
+        batches, is_over = intake(), asyncio.Event()
 
         async def slow_body() -> AsyncIterator[bytes]:
-            await is_ninth_refused.wait()
+            await is_over.wait()
             yield b"["
 
-        bodies = [
-            asyncio.create_task(batches.accept(f"id {number}", slow_body(), JSON, all_or_none=False))
-            for number in range(8)
-        ]
+        async def receive(body: AsyncIterator[bytes]) -> BatchReceipt:
+            return await batches.accept("id", body, JSON, all_or_none=False, is_disconnected=is_connected)
+
+        slow = [asyncio.create_task(receive(slow_body())) for _ in range(30)]
         await asyncio.sleep(0)
-        with pytest.raises(Overloaded, match="too many batches"):
-            await batches.accept("id 8", slow_body(), JSON, all_or_none=False)
-        is_ninth_refused.set()
-        ended = await asyncio.gather(*bodies, return_exceptions=True)
-        with pytest.raises(MalformedBatch):  # the limit is not reached any more
-            await batches.accept("id 9", pieces(b"["), JSON, all_or_none=False)
+        with pytest.raises(RowsRefused):
+            await receive(pieces(b"[{}]"))
+        is_over.set()
+        ended = await asyncio.gather(*slow, return_exceptions=True)
+        assert {type(outcome) for outcome in ended} <= {MalformedBatch, Overloaded}
+        await batches.close()
+
+    asyncio.run(accept_beside_slow_ones())
+
+
+def test_the_bytes_of_all_bodies_are_limited() -> None:
+    async def receive_too_many() -> None:
+        batches, is_over = intake(max_bytes=2_000_000), asyncio.Event()
+
+        async def body() -> AsyncIterator[bytes]:
+            yield b" " * 1_999_999
+            await is_over.wait()
+
+        async def receive() -> BatchReceipt:
+            return await batches.accept("id", body(), CSV, all_or_none=False, is_disconnected=is_connected)
+
+        slow = [asyncio.create_task(receive()) for _ in range(8)]
+        await asyncio.sleep(0.1)
+        with pytest.raises(Overloaded, match="received"):
+            await receive()
+        is_over.set()
+        ended = await asyncio.gather(*slow, return_exceptions=True)
+        assert Overloaded not in {type(outcome) for outcome in ended}
+        await batches.close()
+
+    asyncio.run(receive_too_many())
+
+
+# The validation of a batch ends: with its client, with the process, and in time.
+
+ENDLESS = 200_000
+
+
+def test_the_validation_ends_with_its_client(customer: dict[str, Any]) -> None:
+    async def is_disconnected() -> bool:
+        return True
+
+    async def accept_and_leave() -> None:
+        batches = intake(max_rows=10**6)
+        body = as_csv([customer] * ENDLESS).encode()
+        with pytest.raises(ClientDisconnect):
+            await batches.accept("id", pieces(body), CSV, all_or_none=False, is_disconnected=is_disconnected)
+        await batches.close()
+
+    asyncio.run(accept_and_leave())
+
+
+def test_the_validation_ends_with_the_process(customer: dict[str, Any]) -> None:
+    async def accept_and_stop() -> None:
+        batches = intake(max_rows=10**6)
+
+        async def body() -> AsyncIterator[bytes]:
+            yield as_csv([customer] * ENDLESS).encode()
+            batches.release()
+
+        with pytest.raises(Unavailable, match="stops"):
+            await batches.accept("id", body(), CSV, all_or_none=False, is_disconnected=is_connected)
+        await batches.close()
+
+    asyncio.run(accept_and_stop())
+
+
+@pytest.mark.parametrize(
+    ("media_type", "start", "row"), [(JSON, "[{}", ",{}"), (NDJSON, "{}", "\n{}"), (CSV, "HEADER", "\n5" + "," * 18)]
+)
+def test_a_batch_with_nearly_no_valid_row_is_refused_before_its_end(
+    customer: dict[str, Any], media_type: str, start: str, row: str
+) -> None:
+    body = start.replace("HEADER", ",".join(customer)) + row * 150_000 + ("]" if media_type == JSON else "")
+    with pytest.raises(RowsRefused, match="the rest was not read") as refused:
+        accept(body, media_type, max_rows=200_000, chunk_rows=1_000)
+    assert refused.value.count < 10_000
+    assert [row.row for row in listed(refused.value)] == list(range(100))
+
+
+def test_a_long_validation_holds_up_no_other_batch(customer: dict[str, Any]) -> None:
+    async def accept_both() -> list[str]:
+        batches, ended = intake(max_rows=10**6, chunk_rows=1_000), list[str]()
+
+        async def receive(name: str, body: bytes) -> None:
+            with contextlib.suppress(Unavailable, RowsRefused):
+                await batches.accept(name, pieces(body), CSV, all_or_none=False, is_disconnected=is_connected)
+            ended.append(name)
+
+        long, short = as_csv([customer] * 100_000).encode(), as_csv([{**customer, "Gender": "?"}] * 10).encode()
+        first = asyncio.create_task(receive("long", long))
+        await asyncio.sleep(0.2)
+        await receive("short", short)
+        await first
         await batches.close()
         return ended
 
-    assert {type(outcome) for outcome in asyncio.run(accept_nine())} == {MalformedBatch}
+    assert asyncio.run(accept_both()) == ["short", "long"]
+
+
+def test_a_folder_without_space_is_not_blamed_on_the_client(
+    customer: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with pytest.raises(NoSpace, match="log"):
+        accept(as_csv([customer]), CSV)
+    assert str(tmp_path / "missing") in caplog.text

@@ -64,7 +64,7 @@ CONTRACT: dict[str, dict[str, list[str]]] = {
         "422": ["bad-parameter", "invalid-rows"],
         "429": ["overloaded"],
         "500": ["internal-error"],
-        "503": ["unavailable"],
+        "503": ["no-space", "unavailable"],
     },
     "GET /churn/batches/{batch_id}": {
         "parameters": ["path batch_id"],
