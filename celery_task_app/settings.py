@@ -1,9 +1,35 @@
 """The settings: the only reader of the environment. Every default works on a laptop."""
 
+import hashlib
+import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from pydantic import Field
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_DIGEST = re.compile(r"[0-9a-fA-F]{64}")
+_EMPTY_DIGEST = hashlib.sha256(b"").hexdigest()
+_UNSUPPORTED = {
+    "sentinel": "Redis Sentinel is not supported yet",
+    "unix": "a Unix socket is not supported",
+    "redis+socket": "a Unix socket is not supported",
+    "socket": "a Unix socket is not supported",
+    "redis+cluster": "Redis Cluster is not supported",
+    "rediscluster": "Redis Cluster is not supported",
+}
+# Celery and redis-py write the same values in two ways.
+_CERT_REQS = {"CERT_REQUIRED": "required", "CERT_OPTIONAL": "optional", "CERT_NONE": "none"}
+# Celery prefers these variables to its configuration, so the service would use other servers than its settings say.
+_OF_CELERY = {
+    "CELERY_BROKER_URL": "BROKER_URI",
+    "CELERY_BROKER_READ_URL": "BROKER_URI",
+    "CELERY_BROKER_WRITE_URL": "BROKER_URI",
+    "CELERY_RESULT_BACKEND": "BACKEND_URI",
+}
 
 
 class Settings(BaseSettings):
@@ -12,10 +38,11 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True)
 
     broker_uri: str = "amqp://guest:guest@localhost:5672//"
-    """Address of the broker: `amqp://…` (RabbitMQ, the durable choice) or `redis://…` (Valkey or Redis)."""
+    """Address of the broker: `amqp://…` (RabbitMQ, the durable choice) or `redis://…` (Valkey or Redis); `amqps` and
+    `rediss` for TLS. Several addresses of a RabbitMQ cluster are separated by semicolons."""
 
     backend_uri: str = "redis://localhost:6379/0"
-    """Address of the result store: Redis or Valkey."""
+    """Address of the result store: Redis or Valkey, `redis://…`, or `rediss://…` for TLS."""
 
     model_path: Path = Path(__file__).parent / "ml" / "artifacts" / "churn.joblib"
     """The model file; the worker verifies it with the manifest beside it (the same name, `.json`), if there is one."""
@@ -53,7 +80,7 @@ class Settings(BaseSettings):
     queue_high_water: int = Field(default=10_000, ge=1)
     """Most predictions that wait in the queue, by estimate; beyond it the answer is 429."""
 
-    api_keys: str = Field(default="", pattern=r"^([0-9a-fA-F]{64}(\s*,\s*[0-9a-fA-F]{64})*)?$")
+    api_keys: str = ""
     """SHA-256 digests of the API keys, in hex, separated by commas; if empty, no key is needed."""
 
     body_max_bytes: int = Field(default=16_384, ge=1_024)
@@ -77,5 +104,101 @@ class Settings(BaseSettings):
     batch_chunk_rows: int = Field(default=1_000, ge=1, le=5_000)
     """Rows in one message of a batch; a single prediction waits behind at most two such messages."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _strip(cls, values: Any) -> Any:
+        """Remove blanks and line ends around each value: a secret in a file often ends with one."""
+        return {name: value.strip() if isinstance(value, str) else value for name, value in values.items()}
 
-settings = Settings()
+    @model_validator(mode="after")
+    def _refuse_variables_of_celery(self) -> "Settings":
+        for name, ours in _OF_CELERY.items():
+            if os.environ.get(name):
+                raise ValueError(f"{name} is set, and Celery would use it instead of {ours}: unset it")
+        return self
+
+    @field_validator("broker_uri")
+    @classmethod
+    def _check_broker_uri(cls, text: str) -> str:
+        uris = [_check_uri(uri, ("amqp", "amqps", "redis", "rediss")) for uri in text.split(";")]
+        schemes = {uri.partition("://")[0] for uri in uris}
+        if len(uris) > 1 and (len(schemes) > 1 or not schemes <= {"amqp", "amqps"}):
+            raise ValueError("several addresses must all be of one RabbitMQ cluster")
+        return ";".join(uris)
+
+    @field_validator("backend_uri")
+    @classmethod
+    def _check_backend_uri(cls, text: str) -> str:
+        if ";" in text:
+            raise ValueError("it has several addresses, and only one is possible")
+        return _check_uri(text, ("redis", "rediss"))
+
+    @field_validator("api_keys")
+    @classmethod
+    def _check_api_keys(cls, text: str) -> str:
+        for digest in filter(None, text.split(",")):
+            if not _DIGEST.fullmatch(digest.strip()):
+                raise ValueError(
+                    "it must have SHA-256 digests of the keys, 64 hex digits each, not the keys; "
+                    "make one with: tr -d '\\n' < client.key | sha256sum"
+                )
+            if digest.strip().lower() == _EMPTY_DIGEST:
+                raise ValueError("it has the digest of an empty key: was the key file empty?")
+        return text
+
+
+def _check_uri(text: str, schemes: Sequence[str]) -> str:
+    """Return an address, with the parameters of TLS as kombu, Celery and redis-py all read them.
+
+    No message repeats the address, which has a password.
+    """
+    uri = text.strip()
+    scheme, separator, rest = uri.partition("://")
+    if not uri:
+        raise ValueError("it is empty")
+    if not separator:
+        raise ValueError(f"it does not begin with {' or '.join(f'{one}://' for one in schemes)}")
+    if scheme in _UNSUPPORTED:
+        raise ValueError(f"{_UNSUPPORTED[scheme]}; use {' or '.join(f'{one}://' for one in schemes)}")
+    if scheme not in schemes:
+        raise ValueError(f"its scheme must be {' or '.join(schemes)}")
+    try:
+        parts = urlsplit(f"http://{rest}")
+        has_host = bool(parts.hostname) and parts.port != 0
+    except ValueError as error:
+        raise ValueError("its port is not a number from 1 to 65535") from error
+    if not has_host or any(character.isspace() for character in uri):
+        raise ValueError("it has no host, or has a blank")
+    if scheme != "rediss":
+        return uri
+    query = dict(parse_qsl(parts.query))
+    check = query.get("ssl_cert_reqs", "required")
+    query["ssl_cert_reqs"] = _CERT_REQS.get(check, check)
+    if query["ssl_cert_reqs"] not in _CERT_REQS.values():
+        raise ValueError("its ssl_cert_reqs must be required, optional or none")
+    return f"{uri.partition('?')[0]}?{urlencode(query)}"
+
+
+def load_settings() -> Settings:
+    """Return the settings of this process.
+
+    Raises:
+        SystemExit: a setting is not valid; a sentence names each such variable, and a value that works.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise SystemExit("\n".join(map(_sentence, error.errors()))) from None
+
+
+def _sentence(fault: Any) -> str:
+    message = fault["msg"].removeprefix("Value error, ").replace("Input should", "it should")
+    if not fault["loc"]:
+        return f"Cannot start: {message}."
+    name = str(fault["loc"][0])
+    default = Settings.model_fields[name].default
+    example = default.name if isinstance(default, Path) else f"{default}".lower() if default is False else default
+    return f"Cannot start: {name.upper()} is not valid: {message}. An example: {name.upper()}={example}"
+
+
+settings = load_settings()

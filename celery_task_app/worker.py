@@ -4,7 +4,8 @@ The tasks are in tasks.py, which this module names but does not import.
 """
 
 import ssl
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl, urlsplit
 
 from celery import Celery
 from kombu import Queue
@@ -33,24 +34,43 @@ PREDICTIONS = Queue("churn", routing_key="churn", queue_arguments=_ARGUMENTS)
 BATCHES = Queue("churn.batch", routing_key="churn.batch", queue_arguments=_ARGUMENTS)
 
 
-def transport_for(broker_uri: str) -> tuple[str | None, dict[str, Any] | None]:
-    """Return kombu's `transport` and `ssl` arguments for an address of the broker.
+class BrokerAddress(NamedTuple):
+    """Arguments of Celery's `connection_for_write`."""
+
+    url: str
+    transport: str | None
+    ssl: dict[str, Any] | None
+
+
+def broker_address(uri: str) -> BrokerAddress:
+    """Return kombu's arguments for an address of the broker.
 
     Valkey and Redis get our transport; messaging/redis_transport.py says why. kombu enables TLS by the name `rediss`,
     which a class path hides, so it is enabled here; parameters in the address (`?ssl_cert_reqs=none`) take precedence.
+    For `amqps` kombu checks no host name by default, and reads no parameters of TLS: both is done here.
     """
-    scheme = broker_uri.partition("://")[0]
-    if scheme not in ("redis", "rediss"):
-        return None, None
-    tls = {"ssl_cert_reqs": ssl.CERT_REQUIRED} if scheme == "rediss" else None
-    return "celery_task_app.messaging.redis_transport:Transport", tls
+    scheme = uri.partition("://")[0]
+    if scheme in ("redis", "rediss"):
+        tls = {"ssl_cert_reqs": ssl.CERT_REQUIRED} if scheme == "rediss" else None
+        return BrokerAddress(uri, "celery_task_app.messaging.redis_transport:Transport", tls)
+    if scheme != "amqps":
+        return BrokerAddress(uri, None, None)
+    plain, queries = zip(
+        *((part, query) for part, _, query in (one.partition("?") for one in uri.split(";"))), strict=True
+    )
+    given = {name.removeprefix("ssl_"): value for query in queries for name, value in parse_qsl(query)}
+    check = given.pop("cert_reqs", "required").removeprefix("CERT_").lower()
+    options: dict[str, Any] = {**given, "cert_reqs": ssl.VerifyMode[f"CERT_{check.upper()}"]}
+    if check == "required" and len(plain) == 1:  # kombu would compare all hosts with the name of the first
+        options["server_hostname"] = urlsplit(plain[0]).hostname
+    return BrokerAddress(";".join(plain), None, options)
 
 
-_transport, _tls = transport_for(settings.broker_uri)
+_address = broker_address(settings.broker_uri)
 
 app = Celery(
     "churn",
-    broker=settings.broker_uri,
+    broker=_address.url,
     backend=settings.backend_uri,
     include=["celery_task_app.tasks"],
 )
@@ -78,8 +98,8 @@ app.conf.update(
     task_time_limit=10,
     worker_concurrency=settings.worker_concurrency,
     # The broker may stop and start: reconnect for ever, at the start too.
-    broker_transport=_transport,
-    broker_use_ssl=_tls or False,
+    broker_transport=_address.transport,
+    broker_use_ssl=_address.ssl or False,
     broker_heartbeat=20,
     broker_connection_retry_on_startup=True,
     broker_connection_max_retries=None,

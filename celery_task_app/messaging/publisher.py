@@ -10,7 +10,7 @@ from kombu.exceptions import OperationalError
 
 from celery_task_app.errors import BrokerUnavailable, Overloaded
 from celery_task_app.messaging.messages import Message
-from celery_task_app.worker import BATCHES, DEAD, PREDICTIONS, app, transport_for
+from celery_task_app.worker import BATCHES, DEAD, PREDICTIONS, app, broker_address
 
 _STEP_TIMEOUT_S = 0.7  # of each step of a connection, and of a confirm
 
@@ -37,9 +37,8 @@ def publisher_connection(uri: str) -> Connection:
         "confirm_publish": True,
         "on_blocked": _raise_alarm,
     }
-    transport, tls = transport_for(uri)
     return app.connection_for_write(
-        uri, transport=transport, ssl=tls, transport_options=options, connect_timeout=_STEP_TIMEOUT_S
+        **broker_address(uri)._asdict(), transport_options=options, connect_timeout=_STEP_TIMEOUT_S
     )
 
 

@@ -32,10 +32,11 @@ def table(header: str) -> list[list[str]]:
 def test_the_settings_table_has_every_setting_with_its_default_and_docstring() -> None:
     documented = {name: (default, meaning) for name, default, meaning in table("| variable ")}
     settings = {
-        name.upper(): (str(field.default).replace(f"{ROOT}/", ""), field.description)
+        name.upper(): (str(field.default).replace(f"{ROOT}/", ""), " ".join((field.description or "").split()))
         for name, field in Settings.model_fields.items()
     }
-    settings["WARM_UP"] = ("false", settings["WARM_UP"][1])
+    for name in ("WARM_UP", "REMOTE_CONTROL"):
+        settings[name] = ("false", settings[name][1])
     assert documented == settings
 
 

@@ -185,8 +185,14 @@ def rabbitmq_answers(uri: str) -> bool:
     return False
 
 
-def start_rabbitmq(folder: Path, disk: Path | None = None) -> tuple[Process, str, int]:
-    """Start RabbitMQ, with its files on a disk if one is given; return it, its URI and the port of its epmd daemon."""
+def start_rabbitmq(folder: Path, disk: Path | None = None, **more: str) -> tuple[Process, str, int]:
+    """Start RabbitMQ; return it, its URI and the port of its epmd daemon.
+
+    Args:
+        folder: of its log, and of its files without a disk.
+        disk: of its files.
+        more: environment variables.
+    """
     folder.mkdir()
     port, dist_port, epmd_port = free_port(), free_port(), free_port()
     env = {
@@ -199,6 +205,7 @@ def start_rabbitmq(folder: Path, disk: Path | None = None) -> tuple[Process, str
         "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
         "ERL_EPMD_PORT": str(epmd_port),
         "HOME": str(folder),
+        **more,
     }
     server = Process([str(rabbitmq_program("rabbitmq-server"))], folder / "server.log", env)
     server.start()

@@ -12,7 +12,7 @@ from kombu import Connection
 
 from celery_task_app.messaging.publisher import publisher_connection
 from celery_task_app.messaging.redis_transport import Transport
-from celery_task_app.worker import BATCHES, PREDICTIONS, app, transport_for
+from celery_task_app.worker import BATCHES, PREDICTIONS, app, broker_address
 from tests.harness.processes import until
 from tests.harness.servers import Servers
 
@@ -65,7 +65,7 @@ class Received:
 def test_the_broker_of_our_connections_is_this_transport(servers: Servers) -> None:
     with publisher_connection(servers.broker_uri) as connection:
         assert isinstance(connection.transport, Transport)
-    transport, tls = transport_for(servers.broker_uri)
+    _, transport, tls = broker_address(servers.broker_uri)
     with app.connection_for_read(servers.broker_uri, transport=transport, ssl=tls) as connection:
         assert isinstance(connection.transport, Transport)
 

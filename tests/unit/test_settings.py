@@ -1,9 +1,16 @@
 """The settings: names, types, and their documentation."""
 
+import hashlib
+import os
+import re
+import subprocess
+import sys
+
 import pytest
 from pydantic import ValidationError
 
-from celery_task_app.settings import Settings
+from celery_task_app.settings import Settings, load_settings
+from tests.harness.processes import ROOT
 
 
 def test_the_variables_of_the_article_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,21 +30,86 @@ def test_settings_are_frozen() -> None:
         Settings().warm_up = True
 
 
-@pytest.mark.parametrize(("name", "value"), [("GROUP_MAX", "0"), ("RESULT_TTL_S", "soon"), ("WARM_UP", "perhaps")])
-def test_an_invalid_value_is_refused_by_the_name_of_its_setting(
-    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+def refusal(**environment: str) -> str:
+    """Return the output of a process that does not start, and require that it is short and has no traceback."""
+    program = [sys.executable, "-c", "import app"]
+    env = {"PATH": os.environ["PATH"], **environment}
+    done = subprocess.run(program, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("GROUP_MAX", "0", "greater than or equal to 1"),
+        ("RESULT_TTL_S", "soon", "valid integer"),
+        ("WARM_UP", "perhaps", "valid boolean"),
+        ("BROKER_URI", "", "it is empty"),
+        ("BROKER_URI", "secret.example:5672", "does not begin with amqp://"),
+        ("BROKER_URI", "http://secret.example", "its scheme must be"),
+        ("BROKER_URI", "amqp://", "no host"),
+        ("BROKER_URI", "amqp://u:secret@h:port//", "its port"),
+        ("BROKER_URI", "amqp://one//;redis://two/0", "one RabbitMQ cluster"),
+        ("BACKEND_URI", "", "it is empty"),
+        ("BACKEND_URI", "127.0.0.1:6379", "does not begin with redis://"),
+        ("BACKEND_URI", "amqp://secret//", "its scheme must be"),
+        ("BACKEND_URI", "unix:///secret.sock", "Unix socket"),
+        ("BACKEND_URI", "redis+socket:///secret.sock", "Unix socket"),
+        ("BACKEND_URI", "sentinel://secret:26379", "Sentinel"),
+        ("BACKEND_URI", "rediscluster://secret:7000", "Redis Cluster"),
+        ("BACKEND_URI", "rediss://secret/0?ssl_cert_reqs=perhaps", "ssl_cert_reqs"),
+        ("BACKEND_URI", "redis://one/0;redis://two/0", "several addresses"),
+        ("API_KEYS", "secret", "digests of the keys"),
+        ("API_KEYS", "secret," + "0" * 64, "digests of the keys"),
+        ("API_KEYS", "0" * 63, "digests of the keys"),
+        ("API_KEYS", hashlib.sha256(b"").hexdigest(), "empty key"),
+    ],
+)
+def test_an_invalid_value_is_refused_with_its_variable_and_not_repeated(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, reason: str
 ) -> None:
     monkeypatch.setenv(name, value)
-    with pytest.raises(ValidationError, match=name.lower()):
-        Settings()
+    with pytest.raises(SystemExit) as refused:
+        load_settings()
+    sentence = str(refused.value)
+    assert sentence.startswith(f"Cannot start: {name} is not valid: ")
+    assert re.search(reason, sentence)
+    assert "\n" not in sentence
+    assert "secret" not in sentence
 
 
-@pytest.mark.parametrize("keys", ["secret", "secret," + "0" * 64, "0" * 63])
-def test_an_invalid_api_key_digest_is_refused_and_not_repeated(monkeypatch: pytest.MonkeyPatch, keys: str) -> None:
-    monkeypatch.setenv("API_KEYS", keys)
-    with pytest.raises(ValidationError, match="api_keys") as refused:
-        Settings()
-    assert keys not in str(refused.value)
+def test_a_process_that_is_refused_prints_one_sentence_for_each_setting() -> None:
+    lines = refusal(BACKEND_URI="127.0.0.1:6379", GROUP_MAX="0").splitlines()
+    assert [line.split()[2] for line in lines] == ["BACKEND_URI", "GROUP_MAX"]
+
+
+@pytest.mark.parametrize(
+    "name", ["CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL", "CELERY_RESULT_BACKEND"]
+)
+def test_a_variable_that_celery_prefers_is_refused(name: str) -> None:
+    assert f"{name} is set" in refusal(**{name: "redis://other/0"})
+
+
+def test_blanks_and_line_ends_around_values_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WARM_UP": "true\n", "BACKEND_URI": " redis://store/0\n", "GROUP_MAX": " 7 "}.items():
+        monkeypatch.setenv(name, value)
+    settings = load_settings()
+    assert (settings.warm_up, settings.backend_uri, settings.group_max) == (True, "redis://store/0", 7)
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [("", "required"), ("?ssl_cert_reqs=CERT_NONE", "none"), ("?ssl_cert_reqs=optional", "optional")],
+)
+def test_both_spellings_of_tls_are_understood_and_certificates_are_verified_by_default(
+    monkeypatch: pytest.MonkeyPatch, query: str, expected: str
+) -> None:
+    for name in ("BROKER_URI", "BACKEND_URI"):
+        monkeypatch.setenv(name, f"rediss://store/0{query}")
+    settings = load_settings()
+    assert settings.backend_uri == settings.broker_uri == f"rediss://store/0?ssl_cert_reqs={expected}"
 
 
 def test_every_setting_is_documented() -> None:

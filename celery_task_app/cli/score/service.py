@@ -83,7 +83,7 @@ class ChurnService:
         """Send rows of CSV as a batch.
 
         Raises:
-            TooLarge: the batch is beyond the limits of the service.
+            TooLarge: the batch is beyond the limits of the service, or begins with too many invalid rows.
         """
         answer = self._request(
             "POST",
@@ -99,6 +99,8 @@ class ChurnService:
             body = answer.json()
             reasons = {int(row["row"]): _reason(row) for row in body["rows"]}
             if answer.status_code == codes.unprocessable_entity:
+                if on_error == "skip" and int(body["refused"]) < len(rows):  # the service did not read the rest
+                    raise TooLarge(self._problem(answer))
                 return Accepted(None, 0, int(body["refused"]), reasons)
             accepted = Accepted(str(body["batch_id"]), int(body["total"]), int(body["refused"]), reasons)
         except (ValueError, LookupError, TypeError, AttributeError):
