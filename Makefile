@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-unit faults soak check audit format bench bench-peers train notebook lock
+.PHONY: help env run test test-unit faults soak check audit format bench bench-peers train notebook lock
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,12 @@ $(VENV)/.installed-notebook: $(VENV)/.installed requirements/notebook.txt
 
 run: $(VENV)/.installed ## start everything, print a first prediction, serve until Ctrl-C (PORT=8000)
 	@$(BIN)/python -m celery_task_app.cli.launch
+
+env: ## write random passwords for docker-compose into .env
+	@test ! -e .env || { echo ".env exists and stays as it is. Remove it first, and the volumes with the old passwords."; exit 1; }
+	@umask 077; for name in RABBITMQ_PASSWORD REDIS_PASSWORD; do echo "$$name=$$(openssl rand -hex 24)"; done > .env
+	@echo "API_KEYS=" >> .env
+	@echo "Wrote .env, which only you can read. docker-compose uses it from its next start."
 
 test: $(VENV)/.installed-test ## run every test (ARGS="-k batches")
 	$(BIN)/python -m pytest $(ARGS)
@@ -81,4 +87,4 @@ lock: $(VENV)/.installed-test ## pin the newest versions that pyproject.toml all
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml $(TRAINING) -o requirements/notebook.txt
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml $(TRAINING) --extra laptop --extra test -o requirements/test.txt
 TRAINING := --extra worker --extra train --extra notebook
-LOCK := --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --no-emit-find-links
+LOCK := --quiet --upgrade --generate-hashes --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --no-emit-find-links
