@@ -15,7 +15,9 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from api.http.problems import MEDIA_TYPE, ProblemType, problem
 
 MAX_HEAD_BYTES = 65_536
-"""Most bytes of the request line, the headers and the trailers together; the limit of h11, uvicorn's other parser."""
+"""Most bytes of the address and the headers together, and of the trailers; the limit of h11, uvicorn's other parser."""
+
+_FRAMING_BYTES = 1_024  # of a request whose parts are not counted: its method, its version, the sizes of chunks
 
 LEAST_BYTES_PER_S = 8_192
 """A body may take one second more for each of these bytes."""
@@ -26,8 +28,6 @@ for _name in (
     "data_received",
     "send_400_response",
     "on_message_begin",
-    "on_url",
-    "on_header",
     "on_headers_complete",
     "on_body",
     "on_message_complete",
@@ -52,10 +52,10 @@ class BoundedProtocol(HttpToolsProtocol):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         """Create the protocol of one connection, as uvicorn does."""
         super().__init__(*arguments, **options)
-        self._head_bytes = 0
-        self._silent_bytes = 0  # since the last callback of the parser: it buffers an incomplete header without limit
-        self._is_silent = True
-        self._is_head_complete = False
+        self._read_bytes = 0  # by the current read
+        self._unseen_bytes = 0  # by reads in which neither a request nor its body began or ended
+        self._is_unseen = True
+        self._is_split = False  # the head began in an earlier read
         self._is_started = False  # `self.cycle` is the request that is being parsed, not an earlier one
         self._is_refused = False
         self._due: float | None = None  # None: a complete request is being answered
@@ -73,15 +73,18 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse data; refuse a head that is too large, complete or not."""
+        """Parse data; refuse a head, or trailers, that are too large and not complete.
+
+        httptools buffers an incomplete header without a limit, and reports each trailer as a header.
+        """
         if self._is_refused:
             return
-        self._is_silent = True
+        self._read_bytes, self._is_unseen = len(data), True
         super().data_received(data)
-        self._silent_bytes = self._silent_bytes + len(data) if self._is_silent else 0
-        if self._head_bytes + self._silent_bytes > MAX_HEAD_BYTES:
-            detail = f"The request line, the headers and the trailers may have {MAX_HEAD_BYTES} bytes together."
-            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, _framework_problem(431, detail))
+        self._is_split = not self._is_started
+        self._unseen_bytes = self._unseen_bytes + len(data) if self._is_unseen else 0
+        if self._unseen_bytes > MAX_HEAD_BYTES + _FRAMING_BYTES:
+            self._refuse_head()
 
     def send_400_response(self, msg: str) -> None:
         """Answer a request that is not HTTP with a problem; uvicorn's own answer is plain text."""
@@ -89,40 +92,26 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Begin a request."""
-        self._is_silent = False
-        self._head_bytes = self._body_bytes = 0
-        self._is_head_complete = self._is_started = False
+        self._is_unseen = self._is_started = False
+        self._body_bytes = 0
         super().on_message_begin()
 
-    def on_url(self, url: bytes) -> None:
-        """Count the request line."""
-        self._is_silent = False
-        self._head_bytes += len(url)
-        super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Count a header or a trailer. Trailers are dropped: uvicorn would add them to the headers."""
-        self._is_silent = False
-        self._head_bytes += len(name) + len(value) + 4  # a colon, a space and the end of the line
-        if not self._is_head_complete and self._head_bytes <= MAX_HEAD_BYTES:
-            super().on_header(name, value)
-
     def on_headers_complete(self) -> None:
-        """Start the request, and the time of its body."""
-        self._is_silent = False
-        self._is_head_complete = True
-        if self._head_bytes > MAX_HEAD_BYTES:
-            self._is_refused = True  # `data_received` answers
+        """Start the request and the time of its body; refuse a head that is too large."""
+        # A small read that has the whole head does not pay for the sum.
+        if (self._is_split or self._read_bytes > MAX_HEAD_BYTES) and self._head_bytes() > MAX_HEAD_BYTES:
+            self._refuse_head()
             return
-        self._is_started = True
+        self._is_unseen, self._is_started = False, True
         self._due = self.loop.time() + self.body_timeout_s
         super().on_headers_complete()
+        self.headers = []  # for the trailers, which uvicorn would add to the headers of the request
 
     def on_body(self, body: bytes) -> None:
         """Count a part of the body."""
         if self._is_refused:
             return
-        self._is_silent = False
+        self._is_unseen = False
         self._body_bytes += len(body)
         super().on_body(body)
 
@@ -130,7 +119,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """End the time of the body."""
         if self._is_refused:
             return
-        self._is_silent = False
+        self._is_unseen = False
         if not self.cycle.response_complete:
             self._due = None
         super().on_message_complete()
@@ -142,6 +131,14 @@ class BoundedProtocol(HttpToolsProtocol):
         elif self._due is not None:  # the body of the next request: reading was paused
             self._due = self.loop.time() + self.body_timeout_s
         super().on_response_complete()
+
+    def _head_bytes(self) -> int:
+        """Return the size of the address and the headers, with a colon, a blank and a line end for each header."""
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+
+    def _refuse_head(self) -> None:
+        detail = f"The request line, the headers and the trailers may have {MAX_HEAD_BYTES} bytes together."
+        self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, _framework_problem(431, detail))
 
     def _check_time(self) -> None:
         """Close the connection if its head or its body is late; else check again when it would be late."""
