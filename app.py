@@ -18,7 +18,7 @@ from api.group_commit import GroupCommitter
 from api.http.access_log import AccessLogFilter
 from api.http.auth import APIKeyMiddleware, parse_digests
 from api.http.exception_handlers import add_exception_handlers
-from api.http.head import HeadMiddleware
+from api.http.head import add_head_routes
 from api.http.openapi import customize_openapi
 from api.http.protocol import limit_connections
 from api.http.shutdown import release_on_stop
@@ -121,6 +121,6 @@ add_exception_handlers(app)
 api.batches.add_batch_exception_handlers(app)
 add_docs(app)
 customize_openapi(app, is_key_required=bool(settings.api_keys))
-app.add_middleware(HeadMiddleware)
+add_head_routes(app)
 if digests := parse_digests(settings.api_keys):
     app.add_middleware(APIKeyMiddleware, digests=digests)

@@ -1,17 +1,20 @@
 """HEAD for every route that has GET (RFC 9110, 9.1): FastAPI's routes answer it with 405."""
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
 
 
-class HeadMiddleware:
-    """ASGI middleware that routes HEAD as GET. The server sends no body, because its own scope keeps the method."""
+def add_head_routes(app: FastAPI) -> None:
+    """Add a route for HEAD beside each route for GET; the server sends no body.
 
-    def __init__(self, app: ASGIApp) -> None:
-        """Wrap an app."""
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on."""
-        if scope["type"] == "http" and scope["method"] == "HEAD":
-            scope = {**scope, "method": "GET"}
-        await self._app(scope, receive, send)
+    A middleware that changes the method would cost every request a call. The routes are not in OpenAPI.
+    """
+    for route in [route for route in app.routes if isinstance(route, APIRoute) and "GET" in (route.methods or ())]:
+        app.add_api_route(
+            route.path,
+            route.endpoint,
+            methods=["HEAD"],
+            include_in_schema=False,
+            response_model=route.response_model,
+            response_model_exclude_none=route.response_model_exclude_none,
+        )
