@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import to_json
 
-from api.csv_rows import clean_columns, read_csv
+from api.csv_rows import BLANK, clean_columns, read_csv
 from api.strict_json import parse_json
 from celery_task_app.errors import MalformedBatch, NotJSON
 from celery_task_app.store.batches import ScoredRow
@@ -27,6 +27,7 @@ MAX_JSON_BYTES = 8 * 1024 * 1024
 DESCRIBED_ROWS = 100
 """Invalid rows whose faults are worked out; further ones are counted only."""
 
+_BLANK_AT_ONCE = 10_000  # lines
 _MAX_LINE = 64 * 1024  # bytes of an NDJSON line
 _VALIDATED_AT_ONCE = 250  # rows; Pydantic needs about a millisecond for them, during which no other thread runs
 
@@ -67,6 +68,8 @@ class RowSlice:
 def parse_rows(file: IO[bytes], media_type: str, schema: type[BaseModel], size: int) -> Iterator[RowSlice]:
     """Parse and validate a file of customers.
 
+    A slice may be empty, so that many blank lines are no long step for the caller.
+
     Args:
         file: bytes in UTF-8, with a byte order mark or without; CSV may be UTF-16 with a byte order mark.
         media_type: CSV (see csv_rows.py), NDJSON (one object in each line) or JSON (one array of objects). Blank lines
@@ -79,8 +82,13 @@ def parse_rows(file: IO[bytes], media_type: str, schema: type[BaseModel], size: 
     """
     validator = _row_validator(schema, media_type == CSV)
     parse = {CSV: read_csv, NDJSON: _parse_ndjson, JSON: _parse_json_array}[media_type]
-    first, described, lines, rows = 0, DESCRIBED_ROWS, list[int | None](), list[Any]()
+    first, described, blank, lines, rows = 0, DESCRIBED_ROWS, 0, list[int | None](), list[Any]()
     for line, row in parse(file, schema):
+        if row is BLANK:
+            blank += 1
+            if blank % _BLANK_AT_ONCE == 0:
+                yield RowSlice([], {}, [])
+            continue
         lines.append(line)
         rows.append(row)
         if len(rows) == size:
@@ -220,7 +228,9 @@ def _parse_ndjson(file: IO[bytes], _schema: type[BaseModel]) -> Iterator[Numbere
         line += 1
         if len(text) > _MAX_LINE:
             raise MalformedBatch(f"line {line} is longer than {_MAX_LINE} bytes")
-        if not text.isspace():
+        if text.isspace():
+            yield line, BLANK
+        else:
             try:
                 yield line, parse_json(text)
             except NotJSON as error:

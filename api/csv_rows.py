@@ -20,6 +20,10 @@ MAX_RECORD = 64 * 1024
 """Most characters of a row or the header, line breaks within quotes included: an unclosed quote must end somewhere."""
 
 MAX_COLUMNS = 500
+_HEADER_WITHIN = 1_000  # rows
+BLANK: Any = object()
+"""A row whose cells are all empty; it has no number."""
+
 _DELIMITERS = ",;\t"
 _SEP = re.compile(r"sep=(.)", re.IGNORECASE)  # the first line that Excel writes and reads
 _WITH_COMMA = re.compile(r"[+-]?\d+,\d+(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
@@ -31,10 +35,10 @@ _LONGEST_NAME = 64  # characters; a longer cell of the header is no misspelt fea
 Row = list[str]
 
 
-def read_csv(file: IO[bytes], schema: type[BaseModel]) -> Iterator[tuple[int, dict[str, str]]]:
+def read_csv(file: IO[bytes], schema: type[BaseModel]) -> Iterator[tuple[int, dict[str, str] | Any]]:
     """Yield each row as a mapping from feature to text, with the line in which the row begins, from 1.
 
-    Blank rows, whose cells are all empty, are left out. A row that lacks cells at its end has empty ones. Columns that
+    A row whose cells are all empty is BLANK. A row that lacks cells at its end has empty ones. Columns that
     are no features are ignored. Upper and lower case of the names in the header, and blanks around them, do not matter.
 
     Args:
@@ -72,9 +76,9 @@ class _Records:
             self._left -= len(line)
             if self._left < 0:
                 raise MalformedBatch(
-                    f"the row at line {self.line} is longer than {MAX_RECORD} characters: is a quote not closed?"
+                    f"the row at line {self.line} is longer than {MAX_RECORD} characters: close every quote"
                 )
-            if line.strip() != _END_OF_FILE:
+            if line := line.removesuffix(_END_OF_FILE):
                 self._of_record.append(line)
                 yield line
 
@@ -86,7 +90,7 @@ class _Records:
         return text
 
 
-def _read_rows(records: _Records, schema: type[BaseModel]) -> Iterator[tuple[int, dict[str, str]]]:
+def _read_rows(records: _Records, schema: type[BaseModel]) -> Iterator[tuple[int, dict[str, str] | Any]]:
     lines = iter(records)
     delimiter, header = _read_header(records, lines, schema)
     select = _select_features(header, schema, has_decimal_commas=delimiter == ";")
@@ -102,8 +106,7 @@ def _read_rows(records: _Records, schema: type[BaseModel]) -> Iterator[tuple[int
                         f"line {line} has {len(row)} cells, and the header has {width}: "
                         "put a cell that contains the delimiter in quotes"
                     )
-            if row and (row[0].strip() or any(map(str.strip, row))):
-                yield line, select(row)
+            yield line, select(row) if row[0].strip() or any(map(str.strip, row)) else BLANK
             records.end_record()
             line = records.line + 1
     except csv.Error as error:
@@ -113,20 +116,17 @@ def _read_rows(records: _Records, schema: type[BaseModel]) -> Iterator[tuple[int
 def _read_header(records: _Records, lines: Iterator[str], schema: type[BaseModel]) -> tuple[str, Row]:
     """Return the delimiter and the cells of the first row that is not blank."""
     names = _names(schema)
-    given = ""
-    try:
-        for _ in csv.reader(lines, strict=True):
-            text = records.end_record()
-            if not text.strip().strip(_DELIMITERS):
-                continue
-            if not given and (found := _SEP.fullmatch(text.strip("\r\n"))):
-                given = found[1]
-                continue
-            candidates = [(one, _cells(text, one)) for one in given or _DELIMITERS]
+    delimiters, reader = _DELIMITERS, csv.reader(lines)  # not strict: the delimiter is not known yet
+    for _ in range(_HEADER_WITHIN):
+        if next(reader, None) is None:
+            break
+        text = records.end_record()
+        if found := _SEP.fullmatch(text.strip("\r\n")):
+            delimiters, reader = found[1], csv.reader(lines, delimiter=found[1])
+        elif text.strip().strip(_DELIMITERS):
+            candidates = [(one, _cells(text, one)) for one in delimiters]
             return max(candidates, key=lambda one: sum(_key(cell) in names for cell in one[1]))
-    except csv.Error as error:
-        raise MalformedBatch(f"in the header: {error}") from error
-    raise MalformedBatch("the body is empty")
+    raise MalformedBatch(f"the body is empty, or has no header within its first {_HEADER_WITHIN} rows")
 
 
 def _cells(text: str, delimiter: str) -> Row:

@@ -23,6 +23,7 @@ _UNSUPPORTED = {
 }
 # Celery and redis-py write the same values in two ways.
 _CERT_REQS = {"CERT_REQUIRED": "required", "CERT_OPTIONAL": "optional", "CERT_NONE": "none"}
+_TLS_PARAMETERS = {"ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile"}
 # Celery prefers these variables to its configuration, so the service would use other servers than its settings say.
 _OF_CELERY = {
     "CELERY_BROKER_URL": "BROKER_URI",
@@ -169,9 +170,12 @@ def _check_uri(text: str, schemes: Sequence[str]) -> str:
         raise ValueError("its port is not a number from 1 to 65535") from error
     if not has_host or any(character.isspace() for character in uri):
         raise ValueError("it has no host, or has a blank")
+    query = dict(parse_qsl(parts.query))
+    allowed = _TLS_PARAMETERS if scheme in ("amqps", "rediss") else set()
+    if unknown := sorted(query.keys() - allowed):
+        raise ValueError(f"its parameter {unknown[0]} is not supported; TLS has {', '.join(sorted(_TLS_PARAMETERS))}")
     if scheme != "rediss":
         return uri
-    query = dict(parse_qsl(parts.query))
     check = query.get("ssl_cert_reqs", "required")
     query["ssl_cert_reqs"] = _CERT_REQS.get(check, check)
     if query["ssl_cert_reqs"] not in _CERT_REQS.values():

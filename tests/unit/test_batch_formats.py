@@ -102,10 +102,12 @@ def with_cells(text: str, change: Callable[[str], str]) -> str:
     return out.getvalue()
 
 
-def with_delimiter(text: str, delimiter: str, *, has_decimal_commas: bool = False) -> str:
+def with_delimiter(
+    text: str, delimiter: str, *, has_decimal_commas: bool = False, quoting: Any = csv.QUOTE_MINIMAL
+) -> str:
     """Return a CSV text with another delimiter."""
     out = io.StringIO()
-    writer = csv.writer(out, delimiter=delimiter, lineterminator="\n")
+    writer = csv.writer(out, delimiter=delimiter, lineterminator="\n", quoting=quoting)
     for row in csv.reader(io.StringIO(text)):
         writer.writerow([cell.replace(".", ",") if has_decimal_commas else cell for cell in row])
     return out.getvalue()
@@ -118,6 +120,11 @@ SPREADSHEETS: dict[str, Callable[[str], str | bytes]] = {
     "semicolons and decimal commas": lambda text: with_delimiter(text, ";", has_decimal_commas=True),
     "sep=;": lambda text: "sep=;\r\n" + with_delimiter(text, ";"),
     "SEP=|": lambda text: "SEP=|\n" + with_delimiter(text, "|"),
+    "every cell quoted": lambda text: with_delimiter(text, ",", quoting=csv.QUOTE_ALL),
+    "every cell quoted, semicolons": lambda text: with_delimiter(text, ";", quoting=csv.QUOTE_ALL),
+    "every cell quoted, sep=;": lambda text: "sep=;\n" + with_delimiter(text, ";", quoting=csv.QUOTE_ALL),
+    "every cell quoted, tabs": lambda text: with_delimiter(text, "\t", quoting=csv.QUOTE_ALL),
+    "a Ctrl-Z behind the last cell": lambda text: text.rstrip("\n") + "\x1a",
     "tabs": lambda text: with_delimiter(text, "\t"),
     "blanks after commas": lambda text: text.replace(",", ", "),
     "blanks around cells": lambda text: with_cells(text, lambda cell: f" {cell} "),
@@ -195,6 +202,20 @@ def test_a_wide_header_with_a_repeated_name_is_refused_at_once() -> None:
         slices(",".join([*names, names[0]]), CSV)
     with pytest.raises(MalformedBatch):
         slices(",".join(f'"{name}\n"' for name in names), CSV)
+
+
+@pytest.mark.parametrize("media_type", [CSV, NDJSON])
+def test_many_blank_lines_are_many_short_steps(customer: Row, media_type: str) -> None:
+    body = AS_TEXT[media_type]([customer]) + "\n" * 300_000
+    parsed = slices(body, media_type)
+    assert len(parsed) > 20
+    assert columns([part for part in parsed if part.rows]) == columns_of([customer])
+    assert len(slices(as_csv([customer]) + ("," * 18 + "\n") * 300_000, CSV)) > 20
+
+
+def test_a_header_after_many_blank_rows_is_refused(customer: Row) -> None:
+    with pytest.raises(MalformedBatch, match="no header within"):
+        slices("\n" * 2_000 + as_csv([customer]), CSV)
 
 
 def test_the_faults_of_the_first_hundred_invalid_rows_are_described() -> None:

@@ -60,6 +60,8 @@ def refusal(**environment: str) -> str:
         ("BACKEND_URI", "sentinel://secret:26379", "Sentinel"),
         ("BACKEND_URI", "rediscluster://secret:7000", "Redis Cluster"),
         ("BACKEND_URI", "rediss://secret/0?ssl_cert_reqs=perhaps", "ssl_cert_reqs"),
+        ("BACKEND_URI", "redis://secret/0?db=x", "parameter db is not supported"),
+        ("BROKER_URI", "amqp://secret//?heartbeat=abc", "parameter heartbeat is not supported"),
         ("BACKEND_URI", "redis://one/0;redis://two/0", "several addresses"),
         ("API_KEYS", "secret", "digests of the keys"),
         ("API_KEYS", "secret," + "0" * 64, "digests of the keys"),
