@@ -1,8 +1,8 @@
 """Accepting a batch: its body is received, every row is validated, and its chunks are published.
 
-One thread validates a slice of each batch in turn, so the event loop never blocks, no batch waits for another one, and
-memory holds a slice of each. The body and the chunks are spooled to files; nothing is published before every row is
-validated.
+One thread validates a slice of each batch in turn, so no batch waits for another one, and memory holds a slice of each.
+Only JSON arrays wait for one another: each is held in memory as a whole. The body and the chunks are spooled to files;
+nothing is published before every row is validated.
 """
 
 import asyncio
@@ -122,19 +122,16 @@ class BatchIntake:
         """
         self._backlog.refuse_if_full()
         self._refuse_if_busy()
-        try:
-            with tempfile.SpooledTemporaryFile(_SPOOL_IN_MEMORY_BYTES) as spool, tempfile.TemporaryFile() as chunks:
-                async with self._received(spool, body, media_type), self._turn(media_type):
-                    receipt = BatchReceipt(batch_id)
-                    lengths: list[int] = []
-                    steps = self._validate(spool, media_type, receipt, chunks, lengths, all_or_none=all_or_none)
-                    await self._run(steps, is_disconnected)
-                    await self._run(self._publish(receipt, chunks, lengths))
-        except OSError as error:
-            logger.error("batch refused: no temporary file folder=%s error=%r", _folder(), error)  # noqa: TRY400
-            raise NoSpace(
-                "the API cannot store the body of a batch: its operator finds the reason in the log"
-            ) from error
+        with contextlib.ExitStack() as files:
+            with _no_space():
+                spool = files.enter_context(tempfile.SpooledTemporaryFile(_SPOOL_IN_MEMORY_BYTES))
+                chunks = files.enter_context(tempfile.TemporaryFile())
+            async with self._received(spool, body, media_type), self._turn(media_type):
+                receipt = BatchReceipt(batch_id)
+                lengths: list[int] = []
+                steps = self._validate(spool, media_type, receipt, chunks, lengths, all_or_none=all_or_none)
+                await self._run(steps, is_disconnected)
+                await self._run(self._publish(receipt, chunks, lengths))
         logger.info("batch accepted batch_id=%s rows=%d refused=%d", receipt.batch_id, receipt.total, receipt.refused)
         return receipt
 
@@ -156,7 +153,9 @@ class BatchIntake:
         self._received_bytes += taken
         try:
             async for piece in body:
-                spool.write(piece)
+                self._refuse_if_stopping()
+                with _no_space():
+                    spool.write(piece)
                 size = spool.tell()
                 self._check_size(size, media_type)
                 if size > taken:
@@ -172,13 +171,13 @@ class BatchIntake:
     @contextlib.asynccontextmanager
     async def _turn(self, media_type: str) -> AsyncIterator[None]:
         """Take a place among the batches that are validated in turns."""
-        self._refuse_if_busy()
-        self._validated += 1
-        try:
-            async with self._json if media_type == JSON else contextlib.nullcontext():
+        async with self._json if media_type == JSON else contextlib.nullcontext():
+            self._refuse_if_busy()
+            self._validated += 1
+            try:
                 yield
-        finally:
-            self._validated -= 1
+            finally:
+                self._validated -= 1
 
     def _refuse_if_busy(self) -> None:
         if self._validated >= _MAX_AT_ONCE:
@@ -193,8 +192,7 @@ class BatchIntake:
                 used_s += took_s
                 if is_disconnected is None:  # chunks are being published
                     continue
-                if self._is_stopping:
-                    raise Unavailable("the API stops: send the batch again")
+                self._refuse_if_stopping()
                 if used_s > _VALIDATE_WITHIN_S:
                     raise BatchTooSlow(f"its validation took more than {_VALIDATE_WITHIN_S} s: send it in parts")
                 if time.monotonic() - checked > _CHECK_CLIENT_EVERY_S:
@@ -203,6 +201,10 @@ class BatchIntake:
                         raise ClientDisconnect
         finally:
             await asyncio.shield(loop.run_in_executor(self._thread, steps.close))  # type: ignore[attr-defined]
+
+    def _refuse_if_stopping(self) -> None:
+        if self._is_stopping:
+            raise Unavailable("the API stops: send the batch again")
 
     def _check_size(self, size: int, media_type: str) -> None:
         if size > self._max_bytes:
@@ -237,7 +239,8 @@ class BatchIntake:
                     receipt.listed,
                 )
             if part.rows:
-                lengths.append(chunks.write(encode_chunk(part.rows, part.columns)))
+                with _no_space():
+                    lengths.append(chunks.write(encode_chunk(part.rows, part.columns)))
             yield
         if not receipt.total or (all_or_none and receipt.refused):
             raise RowsRefused("rows are not valid customers", receipt.refused, receipt.listed)
@@ -270,8 +273,12 @@ def _timed(steps: Iterator[None]) -> float | None:
     return time.monotonic() - started
 
 
-def _folder() -> str:
-    """Return the folder for temporary files."""
-    with contextlib.suppress(OSError):
-        return tempfile.gettempdir()
-    return "none"
+@contextlib.contextmanager
+def _no_space() -> Iterator[None]:
+    """Raise NoSpace for an error of a temporary file, and log the folder."""
+    try:
+        yield
+    except OSError as error:
+        folder = tempfile.tempdir or "none"
+        logger.error("batch refused: no temporary file folder=%s error=%r", folder, error)  # noqa: TRY400
+        raise NoSpace("the API cannot store the body of a batch: its operator finds the reason in the log") from error

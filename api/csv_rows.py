@@ -203,9 +203,9 @@ def _undecodable(file: IO[bytes], encoding: str) -> str:
 
 
 def clean_columns(columns: Mapping[str, list[Any]], numbers: frozenset[str]) -> dict[str, list[Any]]:
-    """Return the columns without blanks around their cells, and without numbers that no spreadsheet writes.
+    """Strip each cell, and empty a number that has an underscore or a character beyond ASCII.
 
-    Pydantic converts `4_5` to 45; such a cell becomes empty here, so that it is a fault.
+    Pydantic would read `4_5` as 45; an empty cell is a fault.
 
     Args:
         columns: by feature, n texts.

@@ -51,7 +51,7 @@ class Settings(BaseSettings):
     warm_up: bool = False
     """Load the model before the pool processes are forked, so that they share its memory; else each loads it."""
 
-    worker_concurrency: int = Field(default=1, ge=1)
+    worker_concurrency: int = Field(default=1, ge=1, le=1_000)
     """Pool processes of one worker."""
 
     remote_control: bool = False
@@ -91,7 +91,7 @@ class Settings(BaseSettings):
     """Seconds until the API closes a connection that has not sent the whole head of a request."""
 
     body_timeout_s: int = Field(default=10, ge=1)
-    """Seconds that a body may take to arrive, besides one second for each 8 KiB; beyond it the answer is 408."""
+    """Seconds over which a body must arrive at 8 KiB a second, unless it is complete; else the answer is 408."""
 
     batch_max_bytes: int = Field(default=67_108_864, ge=1)
     """Longest body of a batch, in bytes."""
@@ -174,12 +174,12 @@ def _check_uri(text: str, schemes: Sequence[str]) -> str:
     allowed = _TLS_PARAMETERS if scheme in ("amqps", "rediss") else set()
     if unknown := sorted(query.keys() - allowed):
         raise ValueError(f"its parameter {unknown[0]} is not supported; TLS has {', '.join(sorted(_TLS_PARAMETERS))}")
-    if scheme != "rediss":
-        return uri
     check = query.get("ssl_cert_reqs", "required")
     query["ssl_cert_reqs"] = _CERT_REQS.get(check, check)
     if query["ssl_cert_reqs"] not in _CERT_REQS.values():
         raise ValueError("its ssl_cert_reqs must be required, optional or none")
+    if scheme != "rediss":
+        return uri
     return f"{uri.partition('?')[0]}?{urlencode(query)}"
 
 
@@ -202,7 +202,8 @@ def _sentence(fault: Any) -> str:
     name = str(fault["loc"][0])
     default = Settings.model_fields[name].default
     example = default.name if isinstance(default, Path) else f"{default}".lower() if default is False else default
-    return f"Cannot start: {name.upper()} is not valid: {message}. An example: {name.upper()}={example}"
+    sentence = f"Cannot start: {name.upper()} is not valid: {message}."
+    return f"{sentence} An example: {name.upper()}={example}" if example != "" else sentence
 
 
 settings = load_settings()

@@ -47,7 +47,7 @@ def broker_address(uri: str) -> BrokerAddress:
 
     Valkey and Redis get our transport; messaging/redis_transport.py says why. kombu enables TLS by the name `rediss`,
     which a class path hides, so it is enabled here; parameters in the address (`?ssl_cert_reqs=none`) take precedence.
-    For `amqps` kombu checks no host name by default, and reads no parameters of TLS: both is done here.
+    For `amqps` kombu checks no host name by default, and reads no parameters of TLS; this function sets both.
     """
     scheme = uri.partition("://")[0]
     if scheme in ("redis", "rediss"):

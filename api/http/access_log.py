@@ -19,7 +19,7 @@ class AccessLogFilter(logging.Filter):
         if not isinstance(record.args, tuple):
             return True
         texts, status = record.args[:-1], record.args[-1]
-        if str(texts[2]).endswith(_PROBES) and status in (200, 503):
+        if str(texts[2]).partition("?")[0].endswith(_PROBES) and status in (200, 503):
             return False
         record.args = (*(_UNSAFE.sub(_escape, str(text)) for text in texts), status)
         return True

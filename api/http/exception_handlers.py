@@ -7,13 +7,12 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import compile_path
 
 from api.http.paths import route_path
-from api.http.problems import MEDIA_TYPE, ProblemType, problem
+from api.http.problems import ProblemType, framework_problem, problem
 from api.http.responses import RETRY_AFTER_S
 from celery_task_app.errors import ChurnServiceError
 from models import Fault
@@ -57,13 +56,11 @@ async def _validation_error(_request: Request, error: RequestValidationError) ->
 
 
 async def _framework_error(request: Request, error: HTTPException) -> Response:
-    """Answer FastAPI's own refusals in the same form; the type `about:blank` means that the status says everything."""
-    title = HTTPStatus(error.status_code).phrase
-    body = {"type": "about:blank", "title": title, "status": error.status_code, "detail": error.detail}
+    """Answer FastAPI's own refusals in the same form."""
     headers = dict(error.headers or {})
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         headers["Allow"] = ", ".join(_allowed_methods(request))
-    return JSONResponse(body, error.status_code, headers, MEDIA_TYPE)
+    return framework_problem(error.status_code, error.detail, headers)
 
 
 def _allowed_methods(request: Request) -> list[str]:

@@ -3,6 +3,7 @@
 The exception handlers, OpenAPI and the tests of the documentation derive from `ProblemType`.
 """
 
+from collections.abc import Mapping
 from enum import Enum
 from http import HTTPStatus
 
@@ -51,7 +52,7 @@ class ProblemType(Enum):
         "body-timeout",
         HTTPStatus.REQUEST_TIMEOUT,
         "Body too slow",
-        "the body paused for more than `BODY_TIMEOUT_S`, or arrived at less than 8 KiB a second",
+        "the body arrived at less than 8 KiB a second, on average over `BODY_TIMEOUT_S`",
     )
     UNSUPPORTED_ENCODING = (
         "unsupported-encoding",
@@ -253,6 +254,12 @@ def problem(kind: ProblemType, detail: str, retry_after_s: int = RETRY_AFTER_S, 
         headers["Retry-After"] = str(retry_after_s)
     body = {"type": kind.type, "title": kind.title, "status": kind.status, "detail": detail, **extensions}
     return JSONResponse(body, kind.status, headers, MEDIA_TYPE)
+
+
+def framework_problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """Return a problem of the framework or the server: its type `about:blank` means that the status says everything."""
+    body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
+    return JSONResponse(body, status, {"Cache-Control": "no-store", **(headers or {})}, MEDIA_TYPE)
 
 
 def problem_responses(*kinds: ProblemType) -> Responses:

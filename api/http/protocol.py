@@ -12,7 +12,7 @@ from typing import Any
 from fastapi.responses import JSONResponse
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from api.http.problems import MEDIA_TYPE, ProblemType, problem
+from api.http.problems import ProblemType, framework_problem, problem
 
 MAX_HEAD_BYTES = 65_536
 """Most bytes of the address and the headers together, and of the trailers; the limit of h11, uvicorn's other parser."""
@@ -20,7 +20,7 @@ MAX_HEAD_BYTES = 65_536
 _FRAMING_BYTES = 1_024  # of a request whose parts are not counted: its method, its version, the sizes of chunks
 
 LEAST_BYTES_PER_S = 8_192
-"""A body may take one second more for each of these bytes."""
+"""A body must arrive at this rate on average over each `body_timeout_s`."""
 
 for _name in (
     "connection_made",
@@ -32,7 +32,6 @@ for _name in (
     "on_body",
     "on_message_complete",
     "on_response_complete",
-    "timeout_keep_alive_handler",
 ):
     if not hasattr(HttpToolsProtocol, _name):
         raise ImportError(f"uvicorn's HttpToolsProtocol has no {_name} any more: see docs/adr/0002")
@@ -43,7 +42,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     Attributes:
         head_timeout_s: seconds until the head of a request is complete, from the connection or the last response.
-        body_timeout_s: seconds until a body is complete, without those of LEAST_BYTES_PER_S.
+        body_timeout_s: seconds in which a body must be complete, or have grown by LEAST_BYTES_PER_S for each of them.
     """
 
     head_timeout_s = 10.0
@@ -53,7 +52,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """Create the protocol of one connection, as uvicorn does."""
         super().__init__(*arguments, **options)
         self._read_bytes = 0  # by the current read
-        self._unseen_bytes = 0  # by reads in which neither a request nor its body began or ended
+        self._unseen_bytes = 0  # read since the last callback that began or ended a request or a part of its body
         self._is_unseen = True
         self._is_split = False  # the head began in an earlier read
         self._is_started = False  # `self.cycle` is the request that is being parsed, not an earlier one
@@ -88,16 +87,20 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer a request that is not HTTP with a problem; uvicorn's own answer is plain text."""
-        self._refuse(HTTPStatus.BAD_REQUEST, _framework_problem(400, msg))
+        self._refuse(HTTPStatus.BAD_REQUEST, framework_problem(400, msg))
 
     def on_message_begin(self) -> None:
         """Begin a request."""
+        if self._is_refused:  # an earlier request of the same read
+            return
         self._is_unseen = self._is_started = False
         self._body_bytes = 0
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         """Start the request and the time of its body; refuse a head that is too large."""
+        if self._is_refused:
+            return
         # A small read that has the whole head does not pay for the sum.
         if (self._is_split or self._read_bytes > MAX_HEAD_BYTES) and self._head_bytes() > MAX_HEAD_BYTES:
             self._refuse_head()
@@ -138,31 +141,31 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _refuse_head(self) -> None:
         detail = f"The request line, the headers and the trailers may have {MAX_HEAD_BYTES} bytes together."
-        self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, _framework_problem(431, detail))
+        self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, framework_problem(431, detail))
 
     def _check_time(self) -> None:
         """Close the connection if its head or its body is late; else check again when it would be late."""
         now = self.loop.time()
-        due = self._due
         is_body = self._is_started and not self.cycle.response_complete
-        if due is not None and is_body:
-            due += self._body_bytes / LEAST_BYTES_PER_S
-            if self.flow.read_paused:  # the API reads slowly; the client is not late
-                self._due = due = now + self.body_timeout_s
-        if due is not None and due <= now:
+        if self._due is not None and is_body and self._due <= now:
+            is_on_time = self._body_bytes >= self.body_timeout_s * LEAST_BYTES_PER_S
+            if is_on_time or self.flow.read_paused:  # paused: the API reads slowly, not the client
+                self._due, self._body_bytes = now + self.body_timeout_s, 0
+        if self._due is not None and self._due <= now:
             if is_body:
-                detail = (
-                    f"It may pause for {self.body_timeout_s:g} s in all, and needs {LEAST_BYTES_PER_S} bytes a second."
-                )
+                detail = f"Send at least {LEAST_BYTES_PER_S} bytes a second, on average over {self.body_timeout_s:g} s."
                 self._refuse(HTTPStatus.REQUEST_TIMEOUT, problem(ProblemType.BODY_TIMEOUT, detail))
             else:
                 self.transport.close()
             return
-        self._timer = self.loop.call_at(now + self.head_timeout_s if due is None else due, self._check_time)
+        # A new request may be due earlier than the one that set the time.
+        latest = now + min(self.head_timeout_s, self.body_timeout_s)
+        self._timer = self.loop.call_at(min(latest, self._due or latest), self._check_time)
 
     def _refuse(self, status: int, response: JSONResponse) -> None:
         """Answer with a problem, unless another response is not complete, and close the connection."""
         self._is_refused = True
+        self.logger.warning("connection closed: the request was refused client=%s status=%d", self.client, status)
         is_own = self._is_started and not self.pipeline and not self.cycle.response_started
         if self.cycle is None or self.cycle.response_complete or is_own:
             lines = [b"%s: %s\r\n" % header for header in response.raw_headers]
@@ -176,17 +179,11 @@ def limit_connections(*, head_timeout_s: float, body_timeout_s: float) -> None:
 
     Args:
         head_timeout_s: seconds until a connection without a complete head is closed.
-        body_timeout_s: seconds that a body may take, besides one second for each LEAST_BYTES_PER_S.
+        body_timeout_s: seconds over which the rate of a body is measured.
     """
     BoundedProtocol.head_timeout_s, BoundedProtocol.body_timeout_s = head_timeout_s, body_timeout_s
 
-    def create(_class: type[HttpToolsProtocol], *_arguments: object, **_options: object) -> BoundedProtocol:
-        return object.__new__(BoundedProtocol)
+    def create(cls: type[HttpToolsProtocol], *_arguments: object, **_options: object) -> HttpToolsProtocol:
+        return object.__new__(BoundedProtocol if cls is HttpToolsProtocol else cls)
 
     HttpToolsProtocol.__new__ = create  # type: ignore[assignment,method-assign]
-
-
-def _framework_problem(status: int, detail: str) -> JSONResponse:
-    """Return a problem without a type of its own."""
-    body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
-    return JSONResponse(body, status, media_type=MEDIA_TYPE)

@@ -54,7 +54,7 @@ def add_docs(app: FastAPI) -> None:
     """Serve /docs and its assets."""
     page = _PAGE.format(title=app.title, script=_SCRIPT)
 
-    @app.api_route("/docs", methods=["GET", "HEAD"], include_in_schema=False)
+    @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
         return HTMLResponse(page, headers=_HEADERS)
 

@@ -1,8 +1,8 @@
 """The health check of a worker container: `python -m celery_task_app.consumer.healthcheck`.
 
 It exits with 0 if a worker of this host consumes messages and can predict, else with 1 and a sentence. Each worker
-writes its status to a file. So the check needs no server, and no import that costs more than it: 0.03 s of CPU time
-instead of 0.4 s with a client of the result store.
+writes its status to a file, and this module imports only the standard library: 0.03 s of CPU time instead of 0.4 s
+with a client of the result store.
 """
 
 import json
@@ -29,6 +29,9 @@ def write_status(pid: int, problem: str) -> None:
     """
     folder = status_folder()
     folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if found.st_uid != os.getuid() or found.st_mode & 0o077 or not folder.is_dir() or folder.is_symlink():
+        raise PermissionError(f"{folder} is not a folder of this user only: remove it")
     new = folder / f".{pid}"
     new.write_text(json.dumps({"monotonic": time.monotonic(), "problem": problem}))
     new.replace(folder / str(pid))

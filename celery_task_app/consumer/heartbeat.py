@@ -20,7 +20,7 @@ from billiard import active_children, current_process
 from celery import bootsteps
 from celery.signals import worker_shutdown
 
-from celery_task_app.consumer.healthcheck import remove_status, write_status
+from celery_task_app.consumer.healthcheck import MAX_AGE_S, remove_status, write_status
 from celery_task_app.errors import ModelError, ResultStoreUnavailable
 from celery_task_app.store.connection import StoreClient, clock_skew_s, connect
 from celery_task_app.store.worker_status import WorkerStatus, publish_status, withdraw_status
@@ -29,7 +29,6 @@ logger = logging.getLogger(__name__)
 
 _PERIOD_S = 5
 _CHECK_PERIOD_S = 1
-_TTL_S = 15
 _FAILED_TTL_S = 60  # a worker whose model failed stops; its supervisor takes a while to start another
 _PROGRESS_PERIOD_S = 1
 _STUCK_AFTER_S = 8  # so a stuck worker is detected within 13 s
@@ -37,7 +36,7 @@ _STUCK_STATUSES_BEFORE_KILL = 3  # the time limit kills a process that is only b
 _LOST_BEFORE_STOP = 3
 
 # Offsets in the shared memory: a byte, has the model failed; a double, when a pool process last ran (time.monotonic);
-# then for each pool process, by its index, its pid once it has loaded the model. Each slot has one writer.
+# then for each pool process, by its index, its pid once it has loaded the model.
 _FAILED, _LAST_RUN, _SLOTS, _SLOT_BYTES, _MAX_PROCESSES = 0, 8, 16, 8, 1_024
 
 
@@ -107,7 +106,9 @@ class WorkerHealth:
         self._loading = running - loaded
         if self._lost_while_loading >= _LOST_BEFORE_STOP and not self.has_failed:
             lost = f"{self._lost_while_loading} pool processes ended while they loaded the model"
-            self.fail(ModelError(f"{lost}: is there too little memory, or does unpickling it end the process?"))
+            self.fail(
+                ModelError(f"{lost}: too little memory, unpickling ends the process, or it takes more than two minutes")
+            )
         return is_news
 
     def publish(self, queues: Sequence[str]) -> None:
@@ -138,11 +139,14 @@ class WorkerHealth:
             logger.warning("status file not written: %s", error)
         with self._store() as client:
             status["clock_skew_s"] = round(clock_skew_s(client), 3)
-            publish_status(client, self._name, status, _TTL_S)
+            publish_status(client, self._name, status, MAX_AGE_S)
 
     def withdraw(self) -> None:
         """Withdraw the status: this worker consumes no messages any more."""
-        remove_status(self.pid)
+        try:
+            remove_status(self.pid)
+        except OSError as error:
+            logger.warning("status file not removed: %s", error)
         with self._store() as client:
             withdraw_status(client, self._name)
 

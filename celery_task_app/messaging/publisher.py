@@ -60,16 +60,19 @@ def probe_broker(uri: str) -> dict[str, int]:
         connection.Producer(auto_declare=False).publish("", exchange="amq.fanout")
         if connection.transport.driver_type != "amqp":
             return {}
-        channel = connection.default_channel
-        return {
-            queue.name: queue(channel).queue_declare(passive=True).consumer_count for queue in (PREDICTIONS, BATCHES)
-        }
-    except NotFound:
-        return {PREDICTIONS.name: 0, BATCHES.name: 0}  # the first worker declares them
+        return {queue.name: _count_consumers(connection, queue) for queue in (PREDICTIONS, BATCHES)}
     except (OperationalError, OSError, *connection.connection_errors, *connection.channel_errors) as error:
         raise BrokerUnavailable(f"{error}" or repr(error)) from error
     finally:
         connection.collect()
+
+
+def _count_consumers(connection: Connection, queue: Queue) -> int:
+    channel = connection.channel()  # RabbitMQ closes the channel if there is no such queue
+    try:
+        return int(queue(channel).queue_declare(passive=True).consumer_count)
+    except NotFound:
+        return 0  # the first worker declares it
 
 
 class Publisher:

@@ -88,8 +88,8 @@ def clock_skew_s(client: StoreClient) -> float:
     """
     before = time.time()
     with store_errors():
-        seconds, microseconds = client.time()
-    return (before + time.time()) / 2 - (seconds + microseconds / 1e6)
+        answer = client.time()
+    return _skew_s(before, *answer)
 
 
 async def check_store(client: AsyncStoreClient) -> float:
@@ -100,9 +100,13 @@ async def check_store(client: AsyncStoreClient) -> float:
     """
     async with store_call():
         before = time.time()
-        seconds, microseconds = await client.time()
-        skew_s = (before + time.time()) / 2 - (seconds + microseconds / 1e6)
+        skew_s = _skew_s(before, *await client.time())
         cluster = await client.info("cluster")
     if cluster.get("cluster_enabled"):
         raise ResultStoreUnavailable("it is a Redis Cluster, which is not supported: use a server without cluster mode")
     return skew_s
+
+
+def _skew_s(before: float, seconds: int, microseconds: int) -> float:
+    """Return the skew, given the time before the request and the answer of TIME."""
+    return (before + time.time()) / 2 - (seconds + microseconds / 1e6)

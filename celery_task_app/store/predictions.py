@@ -13,12 +13,11 @@ from typing import Any, cast
 
 from celery_task_app.errors import Deleted, Expired, PredictionError, Withdrawn
 from celery_task_app.store.celery_meta import encode_error, encode_meta, key_of
-from celery_task_app.store.connection import AsyncStoreClient, StoreClient, load_script, store_errors
+from celery_task_app.store.connection import AsyncStoreClient, StoreClient, load_script, store_call, store_errors
 
 COMPLETIONS = "churn:ended"
 """The channel to which every API process listens; `finish` publishes the terminal states there, as one JSON array."""
 
-_READ_WITHIN_S = 2.5
 _QUEUED_PREFIX = b'{"status": "QUEUED"'  # the first bytes of a QUEUED marker, as `encode_meta` writes it
 REVOKED_PREFIX = b'{"status": "REVOKED"'
 """The first bytes of the state of a prediction that was deleted or has expired."""
@@ -144,7 +143,7 @@ class AsyncPredictionStore:
         self._result_ttl_s = result_ttl_s
         self._finish = client.register_script(load_script("finish"))
         self._read = client.register_script(load_script("read_states"))
-        self._requested: dict[str, asyncio.Future[StoredPrediction | None]] = {}
+        self._requested: dict[str, asyncio.Future[tuple[float, bytes | None]]] = {}
         self._reading: asyncio.Task[None] | None = None
 
     async def fetch(self, task_id: str) -> StoredPrediction | None:
@@ -160,9 +159,9 @@ class AsyncPredictionStore:
             answer = self._requested[task_id] = asyncio.get_running_loop().create_future()
             if self._reading is None:
                 self._reading = asyncio.create_task(self._read_requested())
-        with store_errors():
-            async with asyncio.timeout(_READ_WITHIN_S):
-                stored = await asyncio.shield(answer)
+        async with store_call():
+            time, value = await asyncio.shield(answer)
+        stored = _decode(value, time)
         if stored is not None and stored.is_overdue:
             await self._write(task_id, Expired("not computed within its deadline"))
             return await self.fetch(task_id)  # a result may have been written first
@@ -184,9 +183,8 @@ class AsyncPredictionStore:
         await self._client.aclose()
 
     async def _write(self, task_id: str, outcome: Withdrawn) -> int:
-        with store_errors():
-            async with asyncio.timeout(_READ_WITHIN_S):
-                return cast("int", await self._finish(*_finish_arguments({task_id: outcome}, None, self._result_ttl_s)))
+        async with store_call():
+            return cast("int", await self._finish(*_finish_arguments({task_id: outcome}, None, self._result_ttl_s)))
 
     async def _read_requested(self) -> None:
         while self._requested:
@@ -200,7 +198,7 @@ class AsyncPredictionStore:
                     answer.exception()  # mark it as retrieved: the caller may have been cancelled
             else:
                 for answer, value in zip(requested.values(), values, strict=True):
-                    answer.set_result(_decode(value, float(time)))
+                    answer.set_result((float(time), value))
         self._reading = None
 
 
@@ -233,7 +231,13 @@ def _encode_outcome(task_id: str, outcome: Outcome, model_version: str | None, d
 
 
 def _decode(value: bytes | None, now: float) -> StoredPrediction | None:
-    return None if value is None else _from_meta(json.loads(value), now)
+    """Return a state; None if there is none, or if another Celery app wrote it under this key."""
+    if value is None:
+        return None
+    try:
+        return _from_meta(json.loads(value), now)
+    except (ValueError, LookupError, TypeError):
+        return None
 
 
 def _from_meta(meta: Mapping[str, Any], now: float = 0) -> StoredPrediction:

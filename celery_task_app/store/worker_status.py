@@ -7,7 +7,7 @@ which may be the part that fails.
 import json
 from typing import Literal, NotRequired, TypedDict, cast
 
-from celery_task_app.store.connection import AsyncStoreClient, StoreClient, store_errors
+from celery_task_app.store.connection import AsyncStoreClient, StoreClient, store_call, store_errors
 
 _NAMES = "churn:workers"  # a set: the names of workers whose status may still exist
 _KEY = "churn:worker:{}"
@@ -69,7 +69,7 @@ async def list_worker_statuses(client: AsyncStoreClient) -> dict[str, WorkerStat
     Raises:
         ResultStoreUnavailable: within about two seconds.
     """
-    with store_errors():
+    async with store_call():
         names = sorted(name.decode() for name in cast("set[bytes]", await client.smembers(_NAMES)))
         values = await client.mget([_KEY.format(name) for name in names]) if names else []
         if expired := [name for name, value in zip(names, values, strict=True) if value is None]:

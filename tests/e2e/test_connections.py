@@ -198,6 +198,36 @@ def test_a_request_that_waits_longer_than_the_timeouts_is_answered(service: Serv
     assert response.status_code == 202  # no worker
 
 
+def test_a_fast_start_of_a_body_buys_no_long_pause(service: Service) -> None:
+    with connect(service) as connection:
+        head = POST.replace(b"/churn/predict", b"/churn/batches").replace(b"application/json", b"text/csv")
+        connection.sendall(head + b"Content-Length: 10000000\r\n\r\n" + b"\n" * 4_000_000)
+        started = time.monotonic()
+        assert status(answer(connection)) in (400, 408)
+        assert time.monotonic() - started < 4 * TIMEOUT_S + 5
+
+
+def test_a_half_head_after_a_large_body_is_closed(service: Service) -> None:
+    body = b"[" + b" " * 1_000_000 + b"]"
+    with connect(service) as connection:
+        head = POST.replace(b"/churn/predict", b"/churn/batches")
+        connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        assert status(connection.recv(65_536)) == 400
+        connection.sendall(b"GET /livez HTTP/1.1\r\n")
+        started = time.monotonic()
+        answer(connection)
+        assert time.monotonic() - started < 3 * TIMEOUT_S + 5
+
+
+def test_no_request_behind_a_refused_one_is_answered(service: Service, customer: dict[str, Any]) -> None:
+    task_id = service.predict(customer)
+    large = GET + b"X: " + b"a" * MAX_HEAD_BYTES + b"\r\n\r\n"
+    with connect(service) as connection:
+        connection.sendall(large + f"DELETE /churn/result/{task_id} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        assert answer(connection).count(b"HTTP/1.1") == 1
+    assert service.result(task_id).status_code == 202
+
+
 # Waiting clients
 
 

@@ -74,7 +74,7 @@ def test_explain_belongs_to_the_body_of_an_idempotency_key(
 
 @pytest.mark.parametrize("explain", ["maybe", "", "1"])
 def test_explain_must_be_true_or_false(service: Service, customer: Customer, explain: str) -> None:
-    body = assert_problem(post(service, customer, explain), ProblemType.INVALID_FEATURES)
+    body = assert_problem(post(service, customer, explain), ProblemType.BAD_PARAMETER)
     assert [fault["pointer"] for fault in body["errors"]] == ["#/explain"]
 
 

@@ -370,3 +370,21 @@ def test_a_read_succeeds_after_a_read_that_failed(
             await reader.close()
 
     assert asyncio.run(fetch_twice()) == SUCCESS
+
+
+def test_a_result_of_another_celery_app_is_unknown_and_disturbs_no_other_read(
+    servers: Servers, store: PredictionStore, client: redis.Redis
+) -> None:
+    foreign, ours = str(uuid4()), str(uuid4())
+    client.set(key_of(foreign), json.dumps({"status": "SUCCESS", "result": 5, "task_id": foreign}))
+    store.finish({ours: 0.5}, "v1")
+
+    async def fetch_both() -> list[StoredPrediction | None]:
+        reader = AsyncPredictionStore(connect_async(servers.backend_uri), TTL_S)
+        try:
+            return [await reader.fetch(foreign), await reader.fetch(ours)]
+        finally:
+            await reader.close()
+
+    assert asyncio.run(fetch_both()) == [None, SUCCESS]
+    assert store.look_up([foreign]) == {foreign: None}

@@ -24,6 +24,10 @@ def test_answered_probes_are_left_out_with_and_without_a_prefix(prefix: str, pat
     assert logged("10.0.0.1:80", prefix + path) is None
 
 
+def test_a_query_that_ends_like_a_probe_is_logged() -> None:
+    assert logged("10.0.0.1:80", "/churn/result/1?x=/readyz") is not None
+
+
 def test_an_unknown_path_that_ends_like_a_probe_is_logged() -> None:
     assert logged("10.0.0.1:80", "/secret/livez", status=404) is not None
 

@@ -9,11 +9,11 @@
 -- Returns the claim or binding that holds the key; false if the caller holds it now.
 local holder = redis.call('GET', KEYS[1])
 if holder then
-    local bound = cjson.decode(holder)
-    if not bound.accepted then
+    local held = cjson.decode(holder)
+    if not held.accepted then
         return holder
     end
-    local state = redis.call('GET', ARGV[3] .. bound.task_id)
+    local state = redis.call('GET', ARGV[3] .. held.task_id)
     if state and string.sub(state, 1, #ARGV[4]) ~= ARGV[4] then
         local time = redis.call('TIME')
         local deadline = cjson.decode(state).deadline

@@ -12,5 +12,5 @@ for i, key in ipairs(KEYS) do
     local lifetime_s = tonumber(ARGV[2 * i])
     local deadline = string.format('"deadline": %.3f', now + lifetime_s)
     local marker = string.gsub(ARGV[2 * i + 1], '"deadline": 0', deadline, 1)
-    redis.call('SET', key, marker, 'NX', 'EX', math.ceil(lifetime_s) + ARGV[1])
+    redis.call('SET', key, marker, 'NX', 'EX', math.max(1, math.ceil(lifetime_s) + ARGV[1]))
 end
