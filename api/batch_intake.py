@@ -8,6 +8,7 @@ nothing is published before every row is validated.
 import asyncio
 import contextlib
 import logging
+import math
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -33,6 +34,7 @@ _SPOOL_IN_MEMORY_BYTES = 64 * 1024  # of a body; a longer body goes to a tempora
 _LEAST_BYTES = 1024 * 1024  # that a body counts while it is received, so that their number is limited too
 _VALIDATE_WITHIN_S = 60  # of the thread, for one batch; 200,000 rows of BankChurners.csv take about 2 s
 _CHECK_CLIENT_EVERY_S = 0.5
+_STOP_GRACE_S = 5  # after a stop begins; a usual batch is accepted meanwhile
 # A batch with more invalid rows than this, and nearly no valid one, is refused before the rest is read.
 _REFUSE_FROM_ROWS = 2_000
 _REFUSE_FROM_SHARE = 0.99
@@ -67,6 +69,7 @@ class BatchIntake:
         max_bytes: int,
         max_rows: int,
         chunk_rows: int,
+        stop_grace_s: float = _STOP_GRACE_S,
     ) -> None:
         """Accept batches of rows with a schema.
 
@@ -78,6 +81,7 @@ class BatchIntake:
             max_bytes: longest body.
             max_rows: most rows of a batch, invalid rows included.
             chunk_rows: rows of a chunk.
+            stop_grace_s: seconds after `release` in which a batch may still be accepted.
         """
         self._schema = schema
         self._store = store
@@ -90,7 +94,8 @@ class BatchIntake:
         self._received_bytes = 0  # of all bodies that are received or validated
         self._validated = 0
         self._json = asyncio.Lock()  # a JSON array is held in memory as a whole, so one is validated at a time
-        self._is_stopping = False
+        self._stop_grace_s = stop_grace_s
+        self._refuse_from = math.inf  # on the clock of `time.monotonic`
 
     async def accept(
         self,
@@ -136,8 +141,8 @@ class BatchIntake:
         return receipt
 
     def release(self) -> None:
-        """Refuse the batches that are not published yet: this process stops."""
-        self._is_stopping = True
+        """Refuse the batches that are not validated within a few seconds: this process stops."""
+        self._refuse_from = min(self._refuse_from, time.monotonic() + self._stop_grace_s)
 
     async def close(self) -> None:
         """Close the connections, after the last step."""
@@ -203,7 +208,7 @@ class BatchIntake:
             await asyncio.shield(loop.run_in_executor(self._thread, steps.close))  # type: ignore[attr-defined]
 
     def _refuse_if_stopping(self) -> None:
-        if self._is_stopping:
+        if time.monotonic() > self._refuse_from:
             raise Unavailable("the API stops: send the batch again")
 
     def _check_size(self, size: int, media_type: str) -> None:

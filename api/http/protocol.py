@@ -105,9 +105,10 @@ class BoundedProtocol(HttpToolsProtocol):
         if (self._is_split or self._read_bytes > MAX_HEAD_BYTES) and self._head_bytes() > MAX_HEAD_BYTES:
             self._refuse_head()
             return
-        self._is_unseen, self._is_started = False, True
+        self._is_unseen = False
         self._due = self.loop.time() + self.body_timeout_s
         super().on_headers_complete()
+        self._is_started = True
         self.headers = []  # for the trailers, which uvicorn would add to the headers of the request
 
     def on_body(self, body: bytes) -> None:

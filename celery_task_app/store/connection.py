@@ -32,6 +32,7 @@ _OPTIONS: dict[str, Any] = {
 }
 _CONNECTIONS = 32  # of one asyncio client; more requests than these wait for a connection
 _CALL_WITHIN_S = 2.5
+_PROBE = "churn:probe"
 
 StoreClient = redis.Redis
 """A blocking client of the result store."""
@@ -93,7 +94,7 @@ def clock_skew_s(client: StoreClient) -> float:
 
 
 async def check_store(client: AsyncStoreClient) -> float:
-    """Check that the result store can be used; return the seconds by which this host's clock is ahead of it.
+    """Check that the result store can be written; return the seconds by which this host's clock is ahead of it.
 
     Raises:
         ResultStoreUnavailable: it does not answer, or is a Redis Cluster, which refuses scripts with several keys.
@@ -104,6 +105,8 @@ async def check_store(client: AsyncStoreClient) -> float:
         cluster = await client.info("cluster")
     if cluster.get("cluster_enabled"):
         raise ResultStoreUnavailable("it is a Redis Cluster, which is not supported: use a server without cluster mode")
+    async with store_call():
+        await client.set(_PROBE, 1, ex=60)  # a store that is full or read-only answers reads
     return skew_s
 
 

@@ -155,6 +155,13 @@ def test_a_request_that_is_not_http_is_a_problem(service: Service) -> None:
     assert json.loads(body)["status"] == 400
 
 
+def test_a_request_with_an_unusable_address_is_a_problem(service: Service) -> None:
+    with connect(service) as connection:
+        connection.sendall(b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert status(answer(connection)) == 400
+    assert "Traceback" not in service.api.text()
+
+
 # The body
 
 

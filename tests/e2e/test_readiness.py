@@ -132,8 +132,21 @@ def test_a_refused_login_and_a_missing_vhost_are_named(servers: Servers, tmp_pat
         assert "wrong" not in body["broker"]
 
 
+@on_valkey
+def test_a_store_that_refuses_writes_is_not_ready(servers: Servers, tmp_path: Path) -> None:
+    with running_api(servers, tmp_path) as api, servers.redis() as client:
+        client.config_set("maxmemory", "1")
+        try:
+            until(lambda: api.readiness()["result_store"] != "up")
+        finally:
+            client.config_set("maxmemory", "0")
+        until(lambda: api.readiness()["result_store"] == "up")
+
+
 def test_a_redis_cluster_is_named(tmp_path: Path) -> None:
-    store, port = start_redis(tmp_path / "cluster", embedded_valkey(), more=["--cluster-enabled", "yes"])
+    store, port = start_redis(
+        tmp_path / "cluster", embedded_valkey(), more=["--cluster-enabled", "yes", "--cluster-port", str(free_port())]
+    )
     with contextlib.ExitStack() as stack:
         stack.callback(store.kill)
         broker = stack.enter_context(running_servers("valkey", tmp_path))

@@ -25,12 +25,12 @@ from tests.harness.processes import free_port
 LIMITS = {"max_bytes": 20_000_000, "max_rows": 1_000, "chunk_rows": 50}
 
 
-def intake(backlog: Backlog | None = None, **limits: int) -> BatchIntake:
+def intake(backlog: Backlog | None = None, **limits: float) -> BatchIntake:
     """Return an intake whose broker and result store are away."""
     uri = f"redis://127.0.0.1:{free_port()}/0"
     publisher = Publisher(publisher_connection(uri))
     backlog = backlog or Backlog("churn.batch", 1_000, lambda: 0)
-    return BatchIntake(Customer, BatchStore(connect(uri), 60), publisher, backlog, **(LIMITS | limits))
+    return BatchIntake(Customer, BatchStore(connect(uri), 60), publisher, backlog, **{**LIMITS, **limits})  # type: ignore[arg-type]
 
 
 async def is_connected() -> bool:
@@ -185,7 +185,7 @@ def test_the_validation_ends_with_its_client(customer: dict[str, Any]) -> None:
 
 def test_the_validation_ends_with_the_process(customer: dict[str, Any]) -> None:
     async def accept_and_stop() -> None:
-        batches = intake(max_rows=10**6)
+        batches = intake(max_rows=10**6, stop_grace_s=0)
 
         async def body() -> AsyncIterator[bytes]:
             yield as_csv([customer] * ENDLESS).encode()
