@@ -16,14 +16,14 @@ from celery_task_app.store.celery_meta import key_of
 from celery_task_app.store.predictions import COMPLETIONS
 
 _PARTS = 8
-_WORKER_STATUS_KEYS = "churn:worker"  # the prefix of store/worker_status.py
+_STATUS_KEYS = ("churn:worker", "churn:probe")  # of store/worker_status.py, and of the check in store/connection.py
 
 
 def left_over(backend_uri: str) -> list[str]:
     """Return the channels and keys that should not exist after all predictions have ended."""
     with redis.Redis.from_url(backend_uri, decode_responses=True) as client:
         channels = [channel for channel in client.pubsub_channels() if channel != COMPLETIONS]
-        keys = [key for key in client.scan_iter(count=10_000) if not key.startswith(_WORKER_STATUS_KEYS)]
+        keys = [key for key in client.scan_iter(count=10_000) if not key.startswith(_STATUS_KEYS)]
         return channels + [key for key in keys if not key.startswith(key_of("")) or client.ttl(key) < 0]
 
 
