@@ -36,8 +36,9 @@ _STUCK_STATUSES_BEFORE_KILL = 3  # the time limit kills a process that is only b
 _LOST_BEFORE_STOP = 3
 
 # Offsets in the shared memory: a byte, has the model failed; a double, when a pool process last ran (time.monotonic);
-# then for each pool process, by its index, its pid once it has loaded the model.
+# then for each pool process, by its index, its pid once it has loaded the model; then, by index, the number of loads.
 _FAILED, _LAST_RUN, _SLOTS, _SLOT_BYTES, _MAX_PROCESSES = 0, 8, 16, 8, 1_024
+_LOADS = _SLOTS + _SLOT_BYTES * _MAX_PROCESSES
 
 
 class WorkerHealth:
@@ -56,10 +57,11 @@ class WorkerHealth:
         self.pid = os.getpid()
         self.model_version = ""
         self._backend_uri = backend_uri
-        self._shared = mmap.mmap(-1, _SLOTS + _SLOT_BYTES * _MAX_PROCESSES)
+        self._shared = mmap.mmap(-1, _LOADS + _SLOT_BYTES * _MAX_PROCESSES)
         self._stuck_statuses = 0
         self._loading: set[int] = set()  # pids of pool processes that had not loaded the model at the last check
         self._lost_while_loading = 0
+        self._loads = 0  # at the last check
 
     @property
     def has_failed(self) -> bool:
@@ -69,7 +71,10 @@ class WorkerHealth:
     def report_model_loaded(self) -> None:
         """Record that this process has the model, and withdraw the failure of an earlier start."""
         index = 0 if os.getpid() == self.pid else current_process().index
-        struct.pack_into("q", self._shared, _SLOTS + _SLOT_BYTES * (index % _MAX_PROCESSES), os.getpid())
+        place = _SLOT_BYTES * (index % _MAX_PROCESSES)
+        (loads,) = struct.unpack_from("q", self._shared, _LOADS + place)
+        struct.pack_into("q", self._shared, _LOADS + place, loads + 1)
+        struct.pack_into("q", self._shared, _SLOTS + place, os.getpid())
         with self._store() as client:
             withdraw_status(client, self.hostname)
 
@@ -102,7 +107,10 @@ class WorkerHealth:
         running = {process.pid for process in active_children()}
         loaded = self._loaded(running)
         is_news = bool(loaded & self._loading)
-        self._lost_while_loading = 0 if loaded else self._lost_while_loading + len(self._loading - running)
+        loads = sum(struct.unpack_from(f"{_MAX_PROCESSES}q", self._shared, _LOADS))
+        # A process may have loaded the model and ended, for example by a poison customer, since the last check.
+        has_loaded, self._loads = bool(loaded) or loads > self._loads, loads
+        self._lost_while_loading = 0 if has_loaded else self._lost_while_loading + len(self._loading - running)
         self._loading = running - loaded
         if self._lost_while_loading >= _LOST_BEFORE_STOP and not self.has_failed:
             lost = f"{self._lost_while_loading} pool processes ended while they loaded the model"
