@@ -21,7 +21,7 @@ if _DELAYED_DELIVERY not in consumer.Consumer.Blueprint.default_steps:
     raise ImportError(f"Celery's consumer has no step {_DELAYED_DELIVERY} any more: remove it here too")
 for _name in ("on_unknown_message", "on_unknown_task", "on_invalid_task", "on_decode_error", "ensure_connected"):
     if not hasattr(consumer.Consumer, _name):
-        raise ImportError(f"Celery's Consumer has no {_name} any more: see docs/adr")
+        raise ImportError(f"Celery's Consumer has no {_name} any more: see docs/adr/README.md")
 
 
 class Consumer(consumer.Consumer):
