@@ -236,5 +236,6 @@ def test_accepted_predictions_are_answered_after_the_next_start(tree: Tree, cust
         launcher = tree.serve()
 
         results = [f"{tree.url}/churn/result/{task_id}" for task_id in task_ids]
-        until(lambda results=results: all(get(result).status_code == 200 for result in results))  # type: ignore[misc]
+        # A message that a killed worker had taken is delivered again after a minute.
+        until(lambda results=results: all(get(result).status_code == 200 for result in results), within_s=120)  # type: ignore[misc]
         assert {get(result).json()["status"] for result in results} == {"Success"}, end

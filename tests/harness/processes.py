@@ -117,9 +117,20 @@ class Process:
         """Freeze the program and its children."""
         self.signal(signal.SIGSTOP)
         try:
+            until(self._is_frozen)  # on a busy machine a thread may run on for some milliseconds
             yield
         finally:
             self.signal(signal.SIGCONT)
+
+    def _is_frozen(self) -> bool:
+        """Return whether each thread of the program and its children is stopped; true where there is no /proc."""
+        states = set()
+        for path in Path("/proc").glob("[0-9]*/task/*/stat"):
+            with contextlib.suppress(OSError):  # the thread has ended
+                state, _parent, group, *_ = path.read_text().rpartition(")")[2].split()
+                if int(group) == self.pid:
+                    states.add(state)
+        return states <= {"T", "Z", "X"}  # stopped, or ended
 
     def wait(self, within_s: float = 30) -> int:
         """Wait until the program ends by itself; return its exit code."""
