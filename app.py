@@ -14,6 +14,7 @@ import api.predictions
 from api.backpressure import Backlog
 from api.batch_intake import BatchIntake
 from api.completion import CompletionListener
+from api.customer_schema import describe_customer
 from api.group_commit import GroupCommitter
 from api.http.access_log import AccessLogFilter
 from api.http.auth import APIKeyMiddleware, parse_digests
@@ -42,6 +43,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     logging.getLogger("uvicorn.access").addFilter(AccessLogFilter())
     async with AsyncExitStack() as stack:
         app.state.services = services = _create_services(settings, stack)
+        services.readiness.start()
         release_on_stop(services.completions.release, services.batch_intake.release)
         gc.collect()
         gc.freeze()  # exclude start-up objects from garbage collection; scanning them cost 20 % of a request
@@ -73,7 +75,11 @@ def _create_services(settings: Settings, stack: AsyncExitStack) -> Services:
     )
     stack.push_async_callback(completions.close)
     readiness = ReadinessCheck(
-        settings.broker_uri, new_client(), lambda: completions.is_subscribed, lambda: group_commit.failure
+        settings.broker_uri,
+        new_client(),
+        describe_customer(Customer),
+        lambda: completions.is_subscribed,
+        lambda: group_commit.failure,
     )
     stack.push_async_callback(readiness.close)
 

@@ -1,13 +1,15 @@
 """Readiness: can a prediction be computed now? It needs the broker, the result store, and a worker that can predict."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from celery_task_app.errors import BrokerUnavailable, ResultStoreUnavailable
 from celery_task_app.messaging.messages import ChunkMessage, PredictionMessage
 from celery_task_app.messaging.publisher import probe_broker
-from celery_task_app.store.connection import AsyncStoreClient, check_store
+from celery_task_app.store.connection import AsyncStoreClient
+from celery_task_app.store.customer_schema import publish_customer_schema
 from celery_task_app.store.worker_status import WorkerStatus, can_predict, list_worker_statuses
 
 _WITHIN_S = 2.5
@@ -73,29 +75,40 @@ class ReadinessCheck:
     """Checks every part, all at the same time, within 2.5 seconds. All callers share one check a second."""
 
     def __init__(
-        self, broker_uri: str, store: AsyncStoreClient, is_subscribed: Callable[[], bool], failure: Callable[[], str]
+        self,
+        broker_uri: str,
+        store: AsyncStoreClient,
+        schema: Mapping[str, Any],
+        is_subscribed: Callable[[], bool],
+        failure: Callable[[], str],
     ) -> None:
         """Check this process and its servers.
 
         Args:
             broker_uri: address of the broker.
             store: a client of the result store.
+            schema: of customers; each check writes it to the result store, for the workers.
             is_subscribed: returns whether this process learns of completions.
             failure: returns why the last predictions were not accepted; empty if they were.
         """
         self._broker_uri = broker_uri
         self._store = store
+        self._schema = schema
         self._is_subscribed = is_subscribed
         self._failure = failure
         self._check: asyncio.Task[Readiness] | None = None
         self._checked_at = 0.0
 
-    async def check(self) -> Readiness:
-        """Return the state of each part, at most a second old."""
+    def start(self) -> asyncio.Task[Readiness]:
+        """Start a check, unless the last one is at most a second old. Workers learn the schema by the first one."""
         now = asyncio.get_running_loop().time()
         if self._check is None or (self._check.done() and now - self._checked_at > _KEEP_S):
             self._check = asyncio.create_task(self._check_all())
-        return await asyncio.shield(self._check)
+        return self._check
+
+    async def check(self) -> Readiness:
+        """Return the state of each part, at most a second old."""
+        return await asyncio.shield(self.start())
 
     async def close(self) -> None:
         """Close the connections."""
@@ -128,7 +141,7 @@ class ReadinessCheck:
     async def _check_store(self) -> tuple[str, dict[str, WorkerStatus], list[str]]:
         try:
             async with asyncio.timeout(_WITHIN_S):
-                skew_s = await check_store(self._store)
+                skew_s = await publish_customer_schema(self._store, self._schema)
                 workers = await list_worker_statuses(self._store)
         except TimeoutError:
             return f"no answer within {_WITHIN_S} s", {}, []

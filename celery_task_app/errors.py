@@ -6,6 +6,9 @@ ChurnServiceError
 │   ├── ArtifactMissing         the file does not exist
 │   ├── ArtifactCorrupt         the file is truncated, modified, or not a model
 │   ├── VersionMismatch         the installed libraries differ from those of training
+│   ├── SchemaMismatch          its features differ from those of the API's Customer
+│   ├── LoadTooSlow             it does not load in time
+│   ├── TrialFailed             it cannot predict the golden rows, or the example of Customer
 │   └── GoldenRowMismatch       a golden row gets another probability than at training
 ├── BadBody                   the body of a request cannot be read
 │   ├── BodyTooLarge            it is longer than its route reads
@@ -60,6 +63,18 @@ class ArtifactCorrupt(ModelError):
 
 class VersionMismatch(ModelError):
     """An installed library has another version than the one that the model was trained with."""
+
+
+class SchemaMismatch(ModelError):
+    """The features in the manifest differ from those that the API asks for."""
+
+
+class LoadTooSlow(ModelError):
+    """The model does not load within MODEL_LOAD_TIMEOUT_S."""
+
+
+class TrialFailed(ModelError):
+    """The model cannot predict the golden rows of its manifest, or without golden rows the example of Customer."""
 
 
 class GoldenRowMismatch(ModelError):

@@ -48,8 +48,12 @@ class Settings(BaseSettings):
     model_path: Path = Path(__file__).parent / "ml" / "artifacts" / "churn.joblib"
     """The model file; the worker verifies it with the manifest beside it (the same name, `.json`), if there is one."""
 
-    warm_up: bool = False
-    """Load the model before the pool processes are forked, so that they share its memory; else each loads it."""
+    model_load_timeout_s: int = Field(default=120, ge=1)
+    """Seconds in which a process of the worker must load the model; beyond it the worker stops as `failed`."""
+
+    warm_up: bool = True
+    """Load the model before the pool processes are forked, so that they share its memory; else each loads it. Set it to
+    false for a library that starts threads when it loads a model: they do not survive a fork."""
 
     worker_concurrency: int = Field(default=1, ge=1, le=1_000)
     """Pool processes of one worker."""

@@ -19,10 +19,12 @@ from celery_task_app.consumer.request import RecoveringRequest
 from celery_task_app.errors import MalformedMessage, ModelError, Unavailable
 from celery_task_app.messaging.messages import ChunkMessage, Message, PredictionMessage, Stores
 from celery_task_app.messaging.publisher import Publisher, publisher_connection
+from celery_task_app.ml.artifact import CustomerSchema, parse_features
 from celery_task_app.ml.model import ChurnModel
 from celery_task_app.settings import settings
 from celery_task_app.store.batches import BatchStore
 from celery_task_app.store.connection import connect
+from celery_task_app.store.customer_schema import read_customer_schema
 from celery_task_app.store.predictions import PredictionStore
 from celery_task_app.worker import DEAD, PREDICT_TASK, SCORE_TASK, app
 
@@ -59,12 +61,13 @@ class PredictTask(celery.Task):
         """Load the model into this process, for both tasks, and return its version.
 
         Args:
-            check: predict the golden rows.
+            check: try the model out.
 
         Raises:
             ModelError: the model cannot be used.
         """
-        PredictTask.model = ChurnModel(settings.model_path, check=check)
+        with lifecycle.limit_load(cls.health, settings.model_path, settings.model_load_timeout_s):
+            PredictTask.model = ChurnModel(settings.model_path, _read_customer_schema(), check=check)
         cls.health.report_model_loaded()
         return PredictTask.model.version
 
@@ -105,8 +108,19 @@ def score_chunk(self: PredictTask, **kwargs: Any) -> None:
     self.process(kwargs)
 
 
-def _check_golden_rows() -> None:
-    PredictTask.model.check_golden_rows()
+def _read_customer_schema() -> CustomerSchema | None:
+    """Return what the API asks for; None if no API has written it, or the result store cannot be read."""
+    try:
+        with connect(settings.backend_uri) as client:
+            schema = read_customer_schema(client)
+    except Unavailable as error:
+        logger.warning("the schema of customers is not known: %s", error)
+        return None
+    return CustomerSchema(parse_features(schema["features"]), schema["example"]) if schema else None
+
+
+def _try_out_model() -> None:
+    PredictTask.model.try_out()
 
 
 @celeryd_after_setup.connect
@@ -116,7 +130,12 @@ def _prepare_worker(sender: str, **_: object) -> None:
     lifecycle.limit_stop_of_pool_processes()
     lifecycle.keep_customers_out_of_the_log()
     if settings.warm_up:
-        lifecycle.warm_up(PredictTask.health, lambda: PredictTask.load_model(check=False), _check_golden_rows)
+        lifecycle.warm_up(
+            PredictTask.health,
+            lambda: PredictTask.load_model(check=False),
+            _try_out_model,
+            within_s=settings.model_load_timeout_s,
+        )
     else:
         lifecycle.check_model(PredictTask.health, settings.model_path)
 
@@ -130,8 +149,7 @@ def _start_pool_process(**_: object) -> None:
         else:
             PredictTask.load_model()
     except Exception as error:  # noqa: BLE001 - unpickling runs code of the model, which may raise any error
-        failure = error if isinstance(error, ModelError) else ModelError(f"the model was not loaded: {error!r}")
-        PredictTask.health.fail(failure)
+        PredictTask.health.fail(lifecycle.to_model_error(error))
     PredictTask.health.start_progress_thread()
 
 

@@ -91,8 +91,9 @@ app.conf.update(
     # Remote control is off: any program that reaches the broker could stop the worker, and two workers of one host
     # would need names of their own.
     worker_enable_remote_control=settings.remote_control,
-    # A pool process loads the model before it takes a message; Celery kills it if that takes longer.
-    worker_proc_alive_timeout=120,
+    # A pool process loads the model before it takes a message, and stops its worker if that takes too long. Celery
+    # kills the process a little later, in case it cannot.
+    worker_proc_alive_timeout=settings.model_load_timeout_s + 10,
     # Time limits of a message; RabbitMQ's own consumer timeout is 30 minutes.
     task_soft_time_limit=5,
     task_time_limit=10,

@@ -13,7 +13,13 @@ from typing import Any, TypeVar
 
 from celery.exceptions import SoftTimeLimitExceeded
 
-from celery_task_app.errors import PredictionError, ResultStoreUnavailable, TooManyAttempts
+from celery_task_app.errors import (
+    InvalidPrediction,
+    ModelError,
+    PredictionError,
+    ResultStoreUnavailable,
+    TooManyAttempts,
+)
 from celery_task_app.messaging.messages import Id, Message, Model, Stores
 from celery_task_app.messaging.publisher import Publisher
 
@@ -27,6 +33,8 @@ MAX_RETRIES = 3  # so each customer has four attempts
 STORE_RETRY_S = 2
 _STORE_PAUSE_S = 0.1
 
+_FAILED_MESSAGES_BEFORE_STOP = 3
+
 
 class DeliveryPolicy:
     """Processes messages; the stores and the publisher are its own."""
@@ -34,6 +42,7 @@ class DeliveryPolicy:
     def __init__(self, stores: Stores, publisher: Publisher) -> None:
         self._stores = stores
         self._publisher = publisher
+        self._failed_messages = 0  # in a row; the model failed for each of their customers
 
     def process(
         self,
@@ -55,6 +64,7 @@ class DeliveryPolicy:
 
         Raises:
             Unavailable: the broker failed; the message must go back to the queue.
+            ModelError: the model cannot predict anybody; the message must go back to the queue.
         """
         if is_dead_letter:
             retries = max(retries + 1, MAX_RETRIES)
@@ -102,11 +112,28 @@ class DeliveryPolicy:
         outcomes = dict(expired)
         if pending:
             outcomes |= predict_each(lambda ids: message.predict(model, ids), pending)
+            self._check_model(model, [outcomes[id_] for id_ in pending])
         if explained := [
             id_ for id_ in message.explained_ids if isinstance(outcomes.get(id_), float) and model.explains
         ]:
             outcomes |= predict_each(lambda ids: message.explain(model, {id_: outcomes[id_] for id_ in ids}), explained)
         retry_until(deadline, lambda: message.save(self._stores, outcomes, model.version))
+
+    def _check_model(self, model: Model, outcomes: Sequence[object]) -> None:
+        """Tell a model that fails from customers that it cannot predict.
+
+        Raises:
+            ModelError: the model failed for every customer of this message, and in its trial too. If it has no trial:
+                for every customer of three messages in a row.
+        """
+        if not all(isinstance(outcome, InvalidPrediction) for outcome in outcomes):
+            self._failed_messages = 0
+            return
+        self._failed_messages += 1
+        if model.has_trial:
+            model.try_out()
+        elif self._failed_messages >= _FAILED_MESSAGES_BEFORE_STOP:
+            raise ModelError(f"the model failed for every customer of {self._failed_messages} messages in a row")
 
 
 def attempts_exhausted(attempts: int) -> TooManyAttempts:

@@ -21,7 +21,7 @@ from celery import bootsteps
 from celery.signals import worker_shutdown
 
 from celery_task_app.consumer.healthcheck import MAX_AGE_S, remove_status, write_status
-from celery_task_app.errors import ModelError, ResultStoreUnavailable
+from celery_task_app.errors import ModelError, ResultStoreUnavailable, TrialFailed
 from celery_task_app.store.connection import StoreClient, clock_skew_s, connect
 from celery_task_app.store.worker_status import WorkerStatus, publish_status, withdraw_status
 
@@ -89,7 +89,8 @@ class WorkerHealth:
 
     def report_model_failed(self, error: ModelError) -> None:
         """Log why this worker stops, and publish it for a minute."""
-        logger.critical("the worker stops: %s", error)
+        # No customer is involved in a trial prediction, so its full text and stack may be logged.
+        logger.critical("the worker stops: %s", error, exc_info=error if isinstance(error, TrialFailed) else None)
         status = WorkerStatus(model="failed", detail=str(error), queues=[], clock_skew_s=0)
         with self._store() as client:
             publish_status(client, self.hostname, status, _FAILED_TTL_S)

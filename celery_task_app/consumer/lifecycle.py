@@ -4,16 +4,18 @@ import gc
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
 import billiard.pool
 
 from celery_task_app.consumer.heartbeat import WorkerHealth
-from celery_task_app.errors import ModelError
+from celery_task_app.errors import LoadTooSlow, ModelError
 from celery_task_app.ml.artifact import check_artifact
 
 logger = logging.getLogger(__name__)
@@ -30,7 +32,9 @@ def check_model(health: WorkerHealth, model_path: Path) -> None:
         _stop(health, error)
 
 
-def warm_up(health: WorkerHealth, load_model: Callable[[], str], check_golden_rows: Callable[[], None]) -> None:
+def warm_up(
+    health: WorkerHealth, load_model: Callable[[], str], try_out: Callable[[], None], *, within_s: float
+) -> None:
     """Load the model before the pool processes are forked, so that they share its memory; stop the worker if it fails.
 
     Garbage collection would write to the shared pages, so all objects are excluded from it; `benchmarks/memory.py`
@@ -39,17 +43,71 @@ def warm_up(health: WorkerHealth, load_model: Callable[[], str], check_golden_ro
     Args:
         health: of this worker.
         load_model: loads the model into this process, and returns its version.
-        check_golden_rows: a function of a module; it runs in a child process, because a model may start OpenMP's
-            threads to predict, and a process that is forked afterwards hangs.
+        try_out: a function of a module, which lets the model predict; it runs in a child process, because a model may
+            start OpenMP's threads to predict, and a process that is forked afterwards hangs.
+        within_s: seconds that `try_out` may take.
     """
     try:
         health.model_version = load_model()
-        with ProcessPoolExecutor(1, get_context("fork")) as child:
-            child.submit(check_golden_rows).result()
-    except ModelError as error:
-        _stop(health, error)
+        _run_in_child(try_out, within_s)
+    except Exception as error:  # noqa: BLE001 - unpickling runs code of the model, which may raise any error
+        _stop(health, to_model_error(error))
     gc.collect()
     gc.freeze()
+
+
+@contextmanager
+def limit_load(health: WorkerHealth, model_path: Path, within_s: float) -> Iterator[None]:
+    """Stop the worker if the body, which loads the model into this process, takes too long.
+
+    Args:
+        health: of this worker.
+        model_path: for the log.
+        within_s: seconds that the body may take.
+    """
+    logger.info("model loading path=%s within_s=%g pid=%d", model_path, within_s, os.getpid())
+
+    def stop() -> None:
+        reason = f"{model_path} did not load within {within_s:g} s: set MODEL_LOAD_TIMEOUT_S, or use a faster volume"
+        if os.getpid() == health.pid:
+            health.report_model_failed(LoadTooSlow(reason))
+        else:
+            health.fail(LoadTooSlow(reason))
+        os._exit(1)  # the thread that loads the model may not react to a signal
+
+    timer = threading.Timer(within_s, stop)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()  # no thread may run when pool processes are forked
+
+
+def to_model_error(error: Exception) -> ModelError:
+    """Return the error of a model that was not loaded as a ModelError."""
+    return error if isinstance(error, ModelError) else ModelError(f"the model was not loaded: {error!r}")
+
+
+def _run_in_child(function: Callable[[], None], within_s: float) -> None:
+    """Run a function of a module in a child process.
+
+    Raises:
+        LoadTooSlow: it took too long.
+        ModelError: the process ended.
+    """
+    with ProcessPoolExecutor(1, get_context("fork")) as child:
+        try:
+            child.submit(function).result(within_s)
+        except TimeoutError as error:
+            for process in active_children():
+                process.kill()
+            raise LoadTooSlow(
+                f"the trial prediction took longer than {within_s:g} s: see MODEL_LOAD_TIMEOUT_S"
+            ) from error
+        except BrokenProcessPool as error:
+            raise ModelError("the process that made the trial prediction ended: too little memory?") from error
 
 
 def _stop(health: WorkerHealth, error: ModelError) -> None:

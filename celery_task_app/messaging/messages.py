@@ -37,6 +37,17 @@ class Model(Protocol):
     version: str
     explains: bool
 
+    @property
+    def has_trial(self) -> bool:
+        """Whether `try_out` has a customer to predict."""
+
+    def try_out(self) -> None:
+        """Predict the golden rows or an example.
+
+        Raises:
+            ModelError: the model cannot predict them.
+        """
+
     def churn_probabilities(self, customers: Sequence[Features]) -> list[float]:
         """Return the probability of churn of each customer."""
 

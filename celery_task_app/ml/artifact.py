@@ -23,11 +23,38 @@ logger = logging.getLogger(__name__)
 _PINNED_LIBRARIES = ("scikit-learn", "lightgbm")  # neither promises to read a pickle of another version
 
 
+_NUMBERS = {"integer", "number"}
+
+
 class GoldenRow(NamedTuple):
     """A customer, and the probability in [0, 1] that the model returned after training."""
 
     customer: Mapping[str, object]
     probability: float
+
+
+class Feature(NamedTuple):
+    """A feature of a model or of the API's Customer.
+
+    Attributes:
+        type: `integer`, `number` or `category`.
+        categories: the known values of a category; empty if they are not recorded.
+    """
+
+    type: str
+    categories: tuple[str, ...] = ()
+
+
+class CustomerSchema(NamedTuple):
+    """What the API asks for.
+
+    Attributes:
+        features: by name.
+        example: a customer, if the API has one.
+    """
+
+    features: Mapping[str, Feature]
+    example: Mapping[str, object] | None
 
 
 @dataclass(frozen=True)
@@ -37,8 +64,8 @@ class Artifact:
     name: str
     version: str
     """The manifest's version; without a manifest, the first 12 digits of the file's SHA-256."""
-    features: Mapping[str, str]
-    """Feature name to type (`integer`, `number` or `category`), in the pipeline's order; empty without a manifest."""
+    features: Mapping[str, Feature]
+    """By name, in the pipeline's order; empty without a manifest."""
     golden: Sequence[GoldenRow] = ()
     """The golden rows of the manifest, which may have none."""
     explains: bool = False
@@ -97,6 +124,41 @@ def load_artifact(path: Path) -> tuple[Artifact, Any]:
     return artifact, _unpickle(content, path)
 
 
+def parse_features(features: Sequence[Mapping[str, Any]]) -> dict[str, Feature]:
+    """Return the features of a manifest by name.
+
+    Args:
+        features: objects with `name`, `type`, and `categories` if they are known.
+
+    Raises:
+        LookupError, TypeError: they are not such objects.
+    """
+    return {feature["name"]: Feature(feature["type"], tuple(feature.get("categories", ()))) for feature in features}
+
+
+def schema_differences(features: Mapping[str, Feature], schema: CustomerSchema) -> list[str]:
+    """Return how the features of a model differ from those that the API asks for, as phrases; empty if they fit.
+
+    Integers and numbers fit each other. The model may know more categories than the API accepts.
+
+    Args:
+        features: by name, from the manifest.
+        schema: of the API.
+    """
+    asked = schema.features
+    found = [f"the model needs {name}, which `Customer` lacks" for name in features if name not in asked]
+    for name, ours in asked.items():
+        if name not in features:
+            found.append(f"`Customer` has {name}, which the model does not use")
+            continue
+        needed = features[name]
+        if ours.type != needed.type and not {ours.type, needed.type} <= _NUMBERS:
+            found.append(f"{name} is of type {ours.type} in `Customer`, and {needed.type} in the manifest")
+        elif needed.categories and (unknown := sorted(set(ours.categories) - set(needed.categories))):
+            found.append(f"{name} may be {', '.join(unknown)} in `Customer`, which the model does not know")
+    return found
+
+
 @lru_cache(maxsize=1)
 def _parse_manifest(path: Path, _modified_ns: int, _size_bytes: int) -> dict[str, Any]:
     manifest = json.loads(path.read_bytes())
@@ -125,7 +187,7 @@ def _read_and_check(path: Path) -> tuple[Artifact, bytes]:
         artifact = Artifact(
             name=manifest["name"],
             version=manifest["version"],
-            features={feature["name"]: feature["type"] for feature in manifest["features"]},
+            features=parse_features(manifest["features"]),
             golden=[GoldenRow(row["customer"], float(row["probability"])) for row in manifest.get("golden", ())],
             explains=manifest.get("explains") is True,
         )

@@ -18,8 +18,11 @@ from celery_task_app.errors import (
     InvalidPrediction,
     ModelError,
     PredictionError,
+    SchemaMismatch,
+    TrialFailed,
 )
-from celery_task_app.ml.artifact import load_artifact
+from celery_task_app.ml.artifact import CustomerSchema, load_artifact, schema_differences
+from celery_task_app.ml.categories import categorical_columns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,17 +46,27 @@ class ChurnModel:
 
     Args:
         path: the model file.
-        check: whether to predict the golden rows of the manifest now; otherwise call `check_golden_rows` later.
+        schema: the features that the API asks for, and an example; None if they are unknown.
+        check: whether to call `try_out` now.
+
+    Attributes:
+        name: of the model.
+        version: of the model.
+        features: the names of the columns that the pipeline takes, in its order; empty if it did not record them.
+        classes: the labels of the pipeline's classes.
+        explains: whether the manifest says that the model gives reasons.
+        can_explain: whether the pipeline can give reasons.
 
     Raises:
         ArtifactMissing: the model file does not exist.
         ArtifactCorrupt: the model file or its manifest is damaged, or the file contains no such pipeline.
         VersionMismatch: the model was made with another version of scikit-learn or LightGBM.
-        GoldenRowMismatch: the model predicts a golden row differently.
+        SchemaMismatch: the features of the manifest differ from those of the schema.
+        TrialFailed, GoldenRowMismatch: as for `try_out`.
         ModelError: none of the pipeline's classes is churn.
     """
 
-    def __init__(self, path: Path, *, check: bool = True) -> None:
+    def __init__(self, path: Path, schema: CustomerSchema | None = None, *, check: bool = True) -> None:
         artifact, pipeline = load_artifact(path)
         self.name = artifact.name
         self.version = artifact.version
@@ -62,20 +75,28 @@ class ChurnModel:
         self._label = f"Model {self.name} {self.version}"
         self._types = artifact.features
         self._golden = artifact.golden
+        self._example = schema.example if schema else None
         self._pipeline = pipeline
+        self._categorical = categorical_columns(pipeline)
+        self.can_explain = hasattr(pipeline, "contributions")
         self._takes_columns = getattr(pipeline, "takes_columns", False)
-        self._features = list(self._types) or list(getattr(pipeline, "feature_names_in_", ()))
-        self._classes = list(getattr(pipeline, "classes_", ()))
-        churn = [position for position, label in enumerate(self._classes) if label in _CHURN_CLASSES]
+        self.features = list(self._types) or list(getattr(pipeline, "feature_names_in_", ()))
+        self.classes = list(getattr(pipeline, "classes_", ()))
+        churn = [position for position, label in enumerate(self.classes) if label in _CHURN_CLASSES]
         if len(churn) != 1:
-            raise ModelError(f"The model at {path} has classes {self._classes}: one must be 1 or 'Attrited Customer'")
+            raise ModelError(f"The model at {path} has classes {self.classes}: one must be 1 or 'Attrited Customer'")
         self._churn = churn[0]
-        if self.explains and not hasattr(pipeline, "contributions"):
+        if self.explains and not self.can_explain:
             raise ArtifactCorrupt(
                 f"The manifest of {path} says that the model explains, but the model has no method `contributions`"
             )
+        if schema and self._types and (differences := schema_differences(self._types, schema)):
+            raise SchemaMismatch(
+                f"The features in the manifest of {path} differ from those that the API asks for: "
+                f"{'; '.join(differences)}. Change `Customer` in models.py, or package the model again"
+            )
         if check:
-            self.check_golden_rows()
+            self.try_out()
         logger.info("model loaded name=%s version=%s path=%s", self.name, self.version, path)
 
     def churn_probabilities(self, customers: Sequence[Features]) -> list[float]:
@@ -117,7 +138,7 @@ class ChurnModel:
             answer = np.asarray(self._pipeline.predict_proba(self._to_table(checked)), dtype=float)
         except Exception as error:
             raise InvalidPrediction(f"{self._label} failed with {type(error).__name__}") from error
-        expected = (count, len(self._classes))
+        expected = (count, len(self.classes))
         if answer.shape != expected:
             raise InvalidPrediction(f"{self._label} returned an array of shape {answer.shape}, not {expected}")
         probabilities: list[float] = answer[:, self._churn].tolist()
@@ -149,17 +170,28 @@ class ChurnModel:
             raise InvalidPrediction(f"{self._label} failed with {type(error).__name__}") from error
         return [self._rank(row[:-1], row[-1]) for row in contributions]
 
-    def check_golden_rows(self) -> None:
-        """Compare the predictions of the golden rows with the manifest's probabilities.
+    @property
+    def has_trial(self) -> bool:
+        """Whether `try_out` has a customer to predict."""
+        return bool(self._golden or self._example)
+
+    def try_out(self) -> None:
+        """Predict the golden rows of the manifest; if it has none, the example of the schema.
+
+        No client sent these customers, so the errors have the full text of the pipeline's own error.
 
         Raises:
-            GoldenRowMismatch: a golden row cannot be predicted, or a probability differs by more than 1e-6.
+            TrialFailed: a customer cannot be predicted.
+            GoldenRowMismatch: a probability differs by more than 1e-6 from the manifest's.
         """
+        rows = "the golden rows of its manifest" if self._golden else "the example of `Customer`"
+        customers = [row.customer for row in self._golden] or ([self._example] if self._example else [])
         try:
-            predicted = self.churn_probabilities([row.customer for row in self._golden])
+            predicted = self.churn_probabilities(customers)
         except PredictionError as error:
-            raise GoldenRowMismatch(f"{self._path} can't predict the golden rows of its manifest ({error})") from error
-        for number, (probability, row) in enumerate(zip(predicted, self._golden, strict=True)):
+            reason = f"{error}: {error.__cause__}" if error.__cause__ else f"{error}"
+            raise TrialFailed(f"{self._path} can't predict {rows} ({reason})") from error
+        for number, (probability, row) in enumerate(zip(predicted, self._golden, strict=False)):
             if not math.isclose(probability, row.probability, abs_tol=_GOLDEN_TOLERANCE):
                 raise GoldenRowMismatch(
                     f"{self._path} predicts {probability} for golden row {number}, and its manifest says "
@@ -169,7 +201,7 @@ class ChurnModel:
 
     def _to_columns(self, customers: Sequence[Features]) -> dict[str, list[object]]:
         columns = {}
-        for feature in self._features or customers[0]:
+        for feature in self.features or customers[0]:
             try:
                 columns[feature] = list(map(itemgetter(feature), customers))
             except KeyError as error:
@@ -182,7 +214,7 @@ class ChurnModel:
 
         checked: dict[str, Any] = {}
         count = None
-        for feature in self._features or columns:
+        for feature in self.features or columns:
             try:
                 values = columns[feature]
             except KeyError as error:
@@ -191,7 +223,7 @@ class ChurnModel:
                 count = len(values)
             elif len(values) != count:
                 raise FeatureMismatch(f"{feature} has {len(values)} values, and the columns before it have {count}")
-            kind = self._types.get(feature)
+            kind = self._types[feature].type if feature in self._types else None
             if kind in _NUMBERS:
                 checked[feature] = np.frombuffer(_to_floats(feature, values))
             elif kind == "category" and not all(issubclass(found, str) for found in set(map(type, values))):
@@ -206,10 +238,14 @@ class ChurnModel:
             return columns
         import pandas as pd  # noqa: PLC0415 - see the module's docstring
 
-        return pd.DataFrame(columns)
+        table = pd.DataFrame(columns)
+        for name in self._categorical:
+            if name in table:
+                table[name] = table[name].astype("category")
+        return table
 
     def _rank(self, contributions: list[float], base: float) -> dict[str, Any]:
-        ranked = sorted(zip(contributions, self._features, strict=True))
+        ranked = sorted(zip(contributions, self.features, strict=True))
         down = [(log_odds, feature) for log_odds, feature in ranked[:_REASONS_MAX] if log_odds < 0]
         up = [(log_odds, feature) for log_odds, feature in ranked[: -_REASONS_MAX - 1 : -1] if log_odds > 0]
         others = sum(contributions) - sum(log_odds for log_odds, _ in up + down)

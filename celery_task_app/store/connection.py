@@ -32,7 +32,6 @@ _OPTIONS: dict[str, Any] = {
 }
 _CONNECTIONS = 32  # of one asyncio client; more requests than these wait for a connection
 _CALL_WITHIN_S = 2.5
-_PROBE = "churn:probe"
 
 StoreClient = redis.Redis
 """A blocking client of the result store."""
@@ -93,8 +92,14 @@ def clock_skew_s(client: StoreClient) -> float:
     return _skew_s(before, *answer)
 
 
-async def check_store(client: AsyncStoreClient) -> float:
+async def check_store(client: AsyncStoreClient, key: str, text: str, ttl_s: int) -> float:
     """Check that the result store can be written; return the seconds by which this host's clock is ahead of it.
+
+    Args:
+        client: of the result store.
+        key: it is written, because a store that is full or read-only answers reads.
+        text: its value.
+        ttl_s: seconds until it disappears.
 
     Raises:
         ResultStoreUnavailable: it does not answer, or is a Redis Cluster, which refuses scripts with several keys.
@@ -106,7 +111,7 @@ async def check_store(client: AsyncStoreClient) -> float:
     if cluster.get("cluster_enabled"):
         raise ResultStoreUnavailable("it is a Redis Cluster, which is not supported: use a server without cluster mode")
     async with store_call():
-        await client.set(_PROBE, 1, ex=60)  # a store that is full or read-only answers reads
+        await client.set(key, text, ex=ttl_s)
     return skew_s
 
 

@@ -105,7 +105,7 @@ def test_golden_rows_with_other_probabilities_stop_the_worker(api: Service, mode
 def test_a_message_waits_for_a_worker_with_a_usable_model(api: Service, model: Path, customer: dict[str, Any]) -> None:
     truncate_without_manifest(model)
     task_id = api.predict(customer)
-    code, log = run_to_the_end(api.servers, model)
+    code, log = run_to_the_end(api.servers, model, WARM_UP="false")
     assert (code, log.count("worker stops")) == (1, 1)
     assert api.result(task_id).status_code == 202
 
@@ -122,7 +122,8 @@ def test_a_model_that_loads_longer_than_the_time_limits_predicts(
     servers: Servers, tmp_path: Path, customer: dict[str, Any]
 ) -> None:
     path = str(marked_model.save(tmp_path, marked_model.SlowToLoad(5)))
-    service = Service(servers, tmp_path, {"MODEL_PATH": path}, "tests.harness.workers.impatient")  # a hard limit of 2 s
+    settings = {"MODEL_PATH": path, "WARM_UP": "false"}
+    service = Service(servers, tmp_path, settings, "tests.harness.workers.impatient")  # a hard limit of 2 s
     with service.api.running(), service.worker.running():
         service.await_answer("/livez", service.api)
         task_id = service.predict(customer)
@@ -137,7 +138,7 @@ def test_a_worker_whose_processes_end_while_they_load_stops_and_fails_no_predict
     path = str(marked_model.save(tmp_path, marked_model.KillsWhileLoading()))
     with running_api(servers, tmp_path) as api:
         task_id, batch = api.predict(customer), api.batch_accepted([customer])
-        worker = Service(servers, tmp_path, {"MODEL_PATH": path}).worker
+        worker = Service(servers, tmp_path, {"MODEL_PATH": path, "WARM_UP": "false"}).worker
         worker.start()
         assert worker.wait(within_s=60) == 1
         assert "pool processes ended while they loaded the model" in worker.text()

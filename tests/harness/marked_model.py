@@ -82,6 +82,22 @@ def kill_this_process() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@dataclass
+class BreaksModel(MarkedModel):
+    """A model that predicts nobody while a file exists.
+
+    Attributes:
+        broken: the file.
+    """
+
+    broken: Path
+
+    def predict_proba(self, customers: pd.DataFrame) -> np.ndarray:
+        if self.broken.exists():
+            raise RuntimeError("the model is broken")
+        return super().predict_proba(customers)
+
+
 def save(folder: Path, model: object = None, name: str = "marked.joblib") -> Path:
     """Write a model without a manifest; return its path."""
     path = folder / name

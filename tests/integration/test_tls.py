@@ -68,7 +68,7 @@ def normalized(uri: str) -> str:
 def store_answers(uri: str) -> bool:
     async def check() -> float:
         async with connect_async(normalized(uri)) as client:
-            return await check_store(client)
+            return await check_store(client, "churn:test", "", ttl_s=60)
 
     return abs(asyncio.run(check())) < 60
 

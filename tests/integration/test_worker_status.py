@@ -10,6 +10,7 @@ import redis
 from api.readiness import Readiness, ReadinessCheck
 from celery_task_app.errors import ResultStoreUnavailable
 from celery_task_app.store.connection import connect, connect_async
+from celery_task_app.store.customer_schema import read_customer_schema
 from celery_task_app.store.worker_status import (
     WorkerStatus,
     list_worker_statuses,
@@ -37,6 +38,9 @@ def no_statuses(client: redis.Redis) -> Iterator[None]:
         client.delete(key)
 
 
+SCHEMA = {"features": [{"name": "age", "type": "integer"}], "example": {"age": 45}}
+
+
 def statuses(uri: str) -> dict[str, WorkerStatus]:
     async def read() -> dict[str, WorkerStatus]:
         async with connect_async(uri) as client:
@@ -47,7 +51,7 @@ def statuses(uri: str) -> dict[str, WorkerStatus]:
 
 def readiness(broker_uri: str, backend_uri: str) -> Readiness:
     async def check() -> Readiness:
-        parts = ReadinessCheck(broker_uri, connect_async(backend_uri), lambda: True, lambda: "")
+        parts = ReadinessCheck(broker_uri, connect_async(backend_uri), SCHEMA, lambda: True, lambda: "")
         try:
             return await parts.check()
         finally:
@@ -100,3 +104,10 @@ def test_a_result_store_that_is_away_is_an_error(host: str) -> None:
             withdraw_status(away, f"celery@{host}/1")
     with pytest.raises(ResultStoreUnavailable):
         statuses(uri)
+
+
+def test_a_check_tells_the_workers_what_the_api_asks_for(servers: Servers, client: redis.Redis) -> None:
+    client.delete("churn:schema")
+    assert read_customer_schema(client) is None
+    readiness(servers.broker_uri, servers.backend_uri)
+    assert read_customer_schema(client) == SCHEMA

@@ -9,9 +9,20 @@ from typing import Any
 import joblib
 import pytest
 
+from api.customer_schema import describe_customer
 from celery_task_app.errors import ArtifactCorrupt, ArtifactMissing, VersionMismatch
-from celery_task_app.ml.artifact import Artifact, check_artifact, load_artifact, read_manifest
+from celery_task_app.ml.artifact import (
+    Artifact,
+    CustomerSchema,
+    Feature,
+    check_artifact,
+    load_artifact,
+    parse_features,
+    read_manifest,
+    schema_differences,
+)
 from celery_task_app.ml.model import ChurnModel
+from models import Customer
 from tests.conftest import MANIFEST
 from tests.harness.processes import ROOT
 
@@ -69,7 +80,9 @@ def test_the_artifact_has_the_facts_of_the_manifest(shipped: Path) -> None:
     artifact = check_artifact(shipped)
 
     assert (artifact.name, artifact.version) == (MANIFEST["name"], MANIFEST["version"])
-    assert list(artifact.features.items()) == [(feature["name"], feature["type"]) for feature in MANIFEST["features"]]
+    assert [(name, feature.type) for name, feature in artifact.features.items()] == [
+        (feature["name"], feature["type"]) for feature in MANIFEST["features"]
+    ]
     assert [row._asdict() for row in artifact.golden] == MANIFEST["golden"]
     assert artifact.explains is True
 
@@ -200,3 +213,37 @@ load_artifact(Path(sys.argv[1]))
 print(os.environ["OMP_NUM_THREADS"])
 """
     assert run_python(code, trained / "churn.joblib") == "1"
+
+
+# The features of a model and those that the API asks for
+
+AGE, GENDER = {"age": Feature("integer")}, {"gender": Feature("category", ("F", "M"))}
+
+
+@pytest.mark.parametrize(
+    ("features", "asked", "difference"),
+    [
+        (AGE, AGE, None),
+        ({"age": Feature("number")}, AGE, None),  # an integer is a number
+        ({"gender": Feature("category", ("F", "M", "X"))}, GENDER, None),
+        ({"gender": Feature("category")}, GENDER, None),  # no categories recorded
+        (AGE | GENDER, AGE, "the model needs gender, which `Customer` lacks"),
+        (AGE, AGE | GENDER, "`Customer` has gender, which the model does not use"),
+        (AGE, {"age": Feature("number")}, None),
+        (AGE, {"age": Feature("category")}, "age is of type category in `Customer`, and integer in the manifest"),
+        (GENDER, {"gender": Feature("category", ("F", "M", "X"))}, "gender may be X in `Customer`, which the model"),
+    ],
+)
+def test_a_difference_between_the_model_and_customer_is_named(
+    features: dict[str, Feature], asked: dict[str, Feature], difference: str | None
+) -> None:
+    found = schema_differences(features, CustomerSchema(asked, None))
+    assert len(found) == bool(difference)
+    assert "".join(found).startswith(difference or "")
+
+
+def test_the_shipped_model_fits_the_api() -> None:
+    schema = describe_customer(Customer)
+    asked = CustomerSchema(parse_features(schema["features"]), schema["example"])
+    assert schema_differences(parse_features(MANIFEST["features"]), asked) == []
+    assert set(asked.example or ()) == set(asked.features)

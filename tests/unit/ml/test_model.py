@@ -23,7 +23,10 @@ from celery_task_app.errors import (
     InvalidPrediction,
     ModelError,
     PredictionError,
+    SchemaMismatch,
+    TrialFailed,
 )
+from celery_task_app.ml.artifact import CustomerSchema
 from celery_task_app.ml.data_set import FEATURES
 from celery_task_app.ml.model import ChurnModel
 from tests.harness.synthetic_customers import CATEGORIES
@@ -335,10 +338,10 @@ def test_another_probability_for_a_golden_row_is_a_golden_row_mismatch(artifact:
         ChurnModel(artifact)
 
 
-def test_a_golden_row_that_cannot_be_predicted_is_a_golden_row_mismatch(artifact: Path) -> None:
+def test_a_golden_row_that_cannot_be_predicted_fails_the_trial(artifact: Path) -> None:
     edit_manifest(artifact, golden=[{"customer": {"Gender": "F"}, "probability": 0.5}])
 
-    with pytest.raises(GoldenRowMismatch, match=r"golden rows of its manifest .*Customer_Age is missing"):
+    with pytest.raises(TrialFailed, match=r"golden rows of its manifest .*Customer_Age is missing"):
         ChurnModel(artifact)
 
 
@@ -347,8 +350,20 @@ def test_golden_rows_are_checked_later_on_request(artifact: Path) -> None:
 
     model = ChurnModel(artifact, check=False)
 
-    with pytest.raises(GoldenRowMismatch):
-        model.check_golden_rows()
+    with pytest.raises(TrialFailed):
+        model.try_out()
+
+
+def test_a_model_without_golden_rows_is_tried_with_the_example_and_tells_the_full_error(save: Save) -> None:
+    path = save(Failing(ValueError))
+    assert not ChurnModel(path).has_trial
+    with pytest.raises(TrialFailed, match=r"the example of `Customer` .*ValueError: cannot predict \[45\]"):
+        ChurnModel(path, CustomerSchema({}, {"age": 45}))
+
+
+def test_a_manifest_whose_features_differ_from_those_of_the_api_is_refused(artifact: Path) -> None:
+    with pytest.raises(SchemaMismatch, match="the model needs Customer_Age, which `Customer` lacks; "):
+        ChurnModel(artifact, CustomerSchema({}, None))
 
 
 def test_a_manifest_may_have_no_golden_rows(artifact: Path, customers: Customers) -> None:

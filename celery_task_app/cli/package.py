@@ -1,0 +1,273 @@
+"""`python -m celery_task_app.cli.package MODEL --sample CSV`: check a model of your own, and write its manifest.
+
+It loads the model file, which runs code of the file: package only files that you trust.
+"""
+
+import argparse
+import hashlib
+import json
+import logging
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from celery_task_app.errors import ChurnServiceError, ModelError
+from celery_task_app.ml.artifact import CustomerSchema, parse_features, schema_differences
+from celery_task_app.ml.model import ChurnModel
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+GOLDEN_ROWS = 10
+TOLERANCE = 1e-6
+REPEATED_ROWS = 200  # predicted twice, and one by one
+READ_SCHEMA = "import json, models; print(json.dumps(models.Customer.model_json_schema()))"
+
+
+class NotServable(ModelError):
+    """The model cannot be served, with the reason and what to do."""
+
+
+def package(  # noqa: PLR0913 - the options of the command
+    model_path: Path, sample_path: Path, out: Path, *, name: str, version: str | None, threshold: float | None
+) -> dict[str, Any]:
+    """Check a model with a sample, and write the model file and its manifest side by side.
+
+    Args:
+        model_path: a joblib file with a fitted binary classifier.
+        sample_path: a CSV file with the features of customers, with a header; other columns are ignored.
+        out: the folder for `NAME.joblib` and `NAME.json`.
+        name: of the model.
+        version: None for the first 12 hex digits of the file's SHA-256.
+        threshold: from this probability on a customer counts as churning; None if there is none.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        ChurnServiceError: the model cannot be served, or the sample cannot be used; nothing is written.
+    """
+    model, libraries = load_model(model_path)
+    content = model_path.read_bytes()
+    sample = read_sample(sample_path, model.features)
+    customers: list[dict[str, Any]] = sample.to_dict("records")  # type: ignore[assignment]
+    probabilities = predict_twice(model, customers)
+    sha256 = hashlib.sha256(content).hexdigest()
+    manifest: dict[str, Any] = {
+        "name": name,
+        "version": version or sha256[:12],
+        "created": datetime.now(UTC).date().isoformat(),
+        "sha256": sha256,
+        "libraries": libraries,
+        "features": [describe(sample[feature]) for feature in sample],
+        "explains": model.can_explain,
+        "golden": [
+            {"customer": customers[row], "probability": probabilities[row]} for row in chosen_rows(probabilities)
+        ],
+    }
+    if threshold is not None:
+        manifest["threshold"] = threshold
+    out.mkdir(parents=True, exist_ok=True)
+    packaged = out / f"{name}.joblib"
+    if not (packaged.exists() and packaged.samefile(model_path)):
+        replace(packaged, content)
+    replace(packaged.with_suffix(".json"), (json.dumps(manifest, indent=2) + "\n").encode())
+    ChurnModel(packaged)  # as a worker does
+    return manifest
+
+
+def load_model(path: Path) -> tuple[ChurnModel, dict[str, str]]:
+    """Return the model, and the versions of the libraries that unpickling imports from, by name.
+
+    Raises:
+        NotServable: it is not a binary classifier, or a class of it is in `__main__`, so no other program can load it.
+        ModelError: as for ChurnModel.
+    """
+    used: set[str] = set()
+
+    def record(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "pickle.find_class":
+            used.add(".".join(map(str, arguments)))
+
+    sys.addaudithook(record)
+    with tempfile.TemporaryDirectory() as folder:  # a manifest beside the model may describe another one
+        copy = Path(folder) / path.name
+        try:
+            shutil.copyfile(path, copy)
+            model = ChurnModel(copy, check=False)
+        except FileNotFoundError as error:
+            raise NotServable(f"There is no file {path}") from error
+        except ModelError as error:
+            if mine := sorted(name for name in used if name.startswith("__main__.")):
+                raise NotServable(
+                    f"{path} needs {', '.join(mine)}, which only the program that saved it has. Move it into a module "
+                    "that the worker can import (for example my_model.py beside app.py), and save the model again"
+                ) from error
+            raise NotServable(str(error).replace(str(copy), str(path))) from error
+    if len(model.classes) != 2:  # noqa: PLR2004 - binary
+        raise NotServable(
+            f"{path} has the classes {model.classes}: the service needs a binary classifier, with 1 for churn. For "
+            "several classes train one model that tells one of them from all others"
+        )
+    packages = metadata.packages_distributions()
+    names = {package for name in used for package in packages.get(name.partition(".")[0], ())}
+    return model, {name: metadata.version(name) for name in sorted(names)}
+
+
+def read_sample(path: Path, features: Sequence[str]) -> "pd.DataFrame":
+    """Return the complete rows of a CSV file, with the features of the model as columns, in its order.
+
+    Args:
+        path: the file.
+        features: the columns that the model was fitted on; if it did not record them, all columns of the file.
+
+    Raises:
+        NotServable: a column is missing, is a date or a mixture of types, or too few rows are complete.
+    """
+    import pandas as pd  # noqa: PLC0415 - it takes 0.5 s, and `--help` needs none
+
+    try:
+        # A category may be called NA or None.
+        table = pd.read_csv(path, keep_default_na=False, na_values=[""], encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise NotServable(f"{path} can't be read as CSV: {error}") from error
+    if missing := [name for name in features if name not in table]:
+        raise NotServable(f"{path} lacks the columns {', '.join(missing)}, on which the model was fitted")
+    table = table[list(features or table)]
+    complete = table.dropna()
+    if len(complete) < 2:  # noqa: PLR2004 - one row has no range
+        raise NotServable(f"{path} has {len(complete)} complete rows: give at least 2; some hundred are better")
+    if len(complete) < len(table):
+        print(f"{len(table) - len(complete)} of {len(table)} rows lack a value, and are left out.")
+    kinds = {name: int if complete[name].dtype == bool else str for name in complete}
+    return complete.astype(
+        {name: kind for name, kind in kinds.items() if kind is int or not pd.api.types.is_numeric_dtype(complete[name])}
+    )
+
+
+def predict_twice(model: ChurnModel, customers: Sequence[dict[str, Any]]) -> list[float]:
+    """Return the probability of each customer.
+
+    Raises:
+        NotServable: the model fails, or predicts a customer differently when it is asked again, or asked for one alone.
+    """
+    try:
+        probabilities = model.churn_probabilities(customers)
+        some = customers[:REPEATED_ROWS]
+        again = model.churn_probabilities(some)
+        alone = [model.churn_probabilities([customer])[0] for customer in some]
+    except ChurnServiceError as error:
+        reason = f"{error}: {error.__cause__}" if error.__cause__ else f"{error}"
+        raise NotServable(f"The model can't predict the sample ({reason})") from error
+    for which, others in (("again", again), ("alone", alone)):
+        for row, other in enumerate(others):
+            if abs(probabilities[row] - other) > TOLERANCE:
+                raise NotServable(
+                    f"The model predicts row {row} of the sample as {probabilities[row]}, and {other} when it is asked "
+                    f"{which}: fix its random state; a prediction may not depend on the other rows"
+                )
+    return probabilities
+
+
+def describe(column: "pd.Series[Any]") -> dict[str, Any]:
+    """Return a feature as the manifest has it."""
+    kind = {"i": "integer", "u": "integer", "f": "number"}.get(column.dtype.kind, "category")
+    if kind == "category":
+        return {"name": column.name, "type": kind, "categories": sorted(column.unique())}
+    return {"name": column.name, "type": kind, "minimum": column.min().item(), "maximum": column.max().item()}
+
+
+def chosen_rows(probabilities: Sequence[float]) -> list[int]:
+    """Return the numbers of the golden rows, from the lowest probability to the highest."""
+    ranked = sorted(range(len(probabilities)), key=probabilities.__getitem__)
+    count = min(GOLDEN_ROWS, len(ranked))
+    return [ranked[round(number * (len(ranked) - 1) / max(count - 1, 1))] for number in range(count)]
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Replace a file atomically: a reader sees the old content or the new one."""
+    new = path.with_name(path.name + ".new")
+    new.write_bytes(content)
+    new.replace(path)
+
+
+def current_schema() -> CustomerSchema | None:
+    """Return what models.py of this folder asks for; None if there is none. A process of its own imports it."""
+    found = subprocess.run([sys.executable, "-c", READ_SCHEMA], capture_output=True, check=False)  # noqa: S603
+    if found.returncode:
+        return None
+    properties = json.loads(found.stdout)["properties"]
+    kinds = {"string": "category"}
+    features = [
+        {"name": name, "type": kinds.get(field.get("type"), field.get("type")), "categories": field.get("enum", ())}
+        for name, field in properties.items()
+    ]
+    return CustomerSchema(parse_features(features), None)
+
+
+def customer_class(features: Sequence[dict[str, Any]]) -> str:
+    """Return the `Customer` class for models.py, with the ranges of the sample."""
+    lines = [
+        "class Customer(BaseModel):",
+        '    """One customer. Widen the ranges: they are those of the sample."""',
+        "",
+        "    model_config = ConfigDict(strict=True)",
+        "",
+    ]
+    for feature in features:
+        if feature["type"] == "category":
+            kind = f"Literal[{', '.join(json.dumps(name, ensure_ascii=False) for name in feature['categories'])}]"
+        else:
+            number = "int" if feature["type"] == "integer" else "float"
+            finite = "" if number == "int" else ", allow_inf_nan=False"
+            kind = f"Annotated[{number}, Field(ge={feature['minimum']}, le={feature['maximum']}{finite})]"
+        lines.append(f"    {feature['name']}: {kind}")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Package the model of the command line; return the exit code."""
+    parser = argparse.ArgumentParser(description="Check a model of your own with a sample, and write its manifest.")
+    parser.add_argument("model", type=Path, help="a joblib file with a fitted binary classifier; it runs its code")
+    parser.add_argument(
+        "--sample", type=Path, required=True, help="CSV file with the features of some hundred customers"
+    )
+    parser.add_argument("--name", help="of the model (default: the file's name without its ending)")
+    parser.add_argument("--version", help="of the model (default: the first digits of the file's SHA-256)")
+    parser.add_argument("--threshold", type=float, help="from this probability on a customer counts as churning")
+    parser.add_argument("--out", type=Path, help="the folder for the two files (default: the folder of the model)")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.ERROR)  # the copy without a manifest is not verified, and need not be
+    out = arguments.out or arguments.model.parent
+    try:
+        manifest = package(
+            arguments.model,
+            arguments.sample,
+            out,
+            name=arguments.name or arguments.model.stem,
+            version=arguments.version,
+            threshold=arguments.threshold,
+        )
+    except ChurnServiceError as error:
+        print(f"Not packaged. {error}.", file=sys.stderr)
+        return 1
+    path = out / f"{manifest['name']}.joblib"
+    print(f"Wrote {path} and {path.with_suffix('.json')}: model {manifest['name']}, version {manifest['version']}.")
+    schema = current_schema()
+    differences = schema_differences(parse_features(manifest["features"]), schema) if schema else ["no models.py here"]
+    if differences:
+        print(f"The model does not fit models.py: {'; '.join(differences)}.")
+        print(f"\nPaste into models.py, and adapt the ranges:\n\n{customer_class(manifest['features'])}")
+        print(f"\nPaste into test_client.py:\n\nCUSTOMER = {manifest['golden'][0]['customer']!r}\n")
+    print(f"Serve it: MODEL_PATH={path} make run")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
