@@ -66,7 +66,8 @@ def last_line() -> str:
     if "Retrying (" in line:
         return "a package index does not answer, and pip tries again"
     if line.startswith("Installing collected packages"):
-        return f"Installing {line.count(',') + 1} packages"
+        present = len(list(VENV.glob("lib/python*/site-packages/*.dist-info")))
+        return f"Installing {line.count(',') + 1} packages; {VENV} has {present} now"
     return re.sub(r"\S+/(?=\S)| \(from .*", "", line)[:100]
 
 

@@ -188,10 +188,10 @@ def test_the_last_answer_of_readyz_is_printed_if_the_service_is_not_ready_in_tim
         "@app.get('/readyz')\n"
         "def readyz(): return Response('no worker', 503)\n"
     )
-    within_3_s = [sys.executable, "-c", "from celery_task_app.cli.launch import main; main(ready_within_s=3)"]
-    assert tree.launch(command=within_3_s).wait(60) == 1
+    program = "from celery_task_app.cli.launch import main; main(ready_within_s=5, valkey_port=0)"
+    assert tree.launch(command=[sys.executable, "-c", program]).wait(60) == 1
     assert tree.is_quiet()
-    assert "Not ready after 3 s" in tree.errors()
+    assert "Not ready after 5 s" in tree.errors()
     assert "GET /readyz: 503 no worker" in tree.errors()
 
 
