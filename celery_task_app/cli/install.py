@@ -38,7 +38,7 @@ def create() -> None:
 def install(*arguments: str) -> None:
     """Run `pip install`; print its last line every few seconds, and the time that it took."""
     name, started = arguments[-1], time.monotonic()
-    say(f"Installing the packages of {name} into {VENV}; the first time takes a minute or two ...")
+    say(f"Installing the packages of {name} into {VENV}; the first time takes a minute or more ...")
     options = ["--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
     options += ["--retries", "2"]  # without a network the default of 5 lasts a minute and a half
     with LOG.open("wb") as log:

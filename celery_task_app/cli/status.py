@@ -1,5 +1,6 @@
 """`make status`: show the API, the workers, the queues and both servers, as /readyz reports them."""
 
+import contextlib
 import http.client
 import json
 import sys
@@ -12,14 +13,12 @@ WITHIN_S = 5.0  # /readyz takes at most 2.5 s
 
 def read_readiness(port: str) -> dict[str, Any] | None:
     """Return the answer of /readyz, or None if no service answers."""
-    api = http.client.HTTPConnection(HOST, int(port), timeout=WITHIN_S)
     try:
-        api.request("GET", "/readyz")
-        answer = json.loads(api.getresponse().read())
-    except (OSError, http.client.HTTPException, ValueError):
+        with contextlib.closing(http.client.HTTPConnection(HOST, int(port), timeout=WITHIN_S)) as api:
+            api.request("GET", "/readyz")
+            answer = json.loads(api.getresponse().read())
+    except (OSError, OverflowError, ValueError, http.client.HTTPException):  # another program may use the port
         return None
-    finally:
-        api.close()
     return answer if isinstance(answer, dict) and "workers" in answer else None
 
 
@@ -31,8 +30,8 @@ def lines(readiness: dict[str, Any], url: str, addresses: dict[str, str]) -> lis
         rows.append(("worker", f"{name}, model {status['model']} ({status['detail']})"))
     if not readiness["workers"]:
         rows.append(("worker", "none"))
-    for queue, messages in readiness["messages"].items():
-        consumers = readiness["consumers"].get(queue)
+    for queue, messages in readiness.get("messages", {}).items():
+        consumers = readiness.get("consumers", {}).get(queue)
         rows.append(
             ("queue", f"{queue}, messages: {messages}" + ("" if consumers is None else f", consumers: {consumers}"))
         )
