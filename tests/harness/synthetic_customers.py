@@ -7,15 +7,12 @@ import numpy as np
 import pandas as pd
 
 from celery_task_app.ml.data_set import CLASSES, FEATURES, TARGET
+from tests.harness import customers
 
 ROWS = 400
 QUICK = {"n_estimators": 30}  # parameters of LightGBM: enough trees for so few customers
-CATEGORIES = {
-    "Gender": ["F", "M"],
-    "Education_Level": ["Graduate", "High School", "Uneducated", "Unknown"],
-    "Marital_Status": ["Married", "Single", "Unknown"],
-    "Income_Category": ["Less than $40K", "$40K - $60K", "$120K +"],
-    "Card_Category": ["Blue", "Silver"],
+CATEGORIES: dict[str, list[str]] = {
+    name: feature["enum"] for name, feature in customers.FEATURES.items() if "enum" in feature
 }
 
 

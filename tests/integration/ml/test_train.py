@@ -147,6 +147,5 @@ def test_training_on_the_real_data_reproduces_the_shipped_scores(real_csv: Path)
 
 def test_the_shipped_model_was_trained_with_the_parameters_of_this_code() -> None:
     assert MANIFEST["parameters"] == FIXED_PARAMETERS | PARAMETERS
-    assert {feature["name"]: feature["type"] for feature in MANIFEST["features"]} == FEATURES
     assert MANIFEST["scores"]["roc_auc"] > 0.99
     assert MANIFEST["scores"]["f1"] > 0.92
