@@ -24,7 +24,8 @@ def make_table() -> pd.DataFrame:
         if kind == "category":
             columns[feature] = random.choice(CATEGORIES[feature], ROWS)
         elif kind == "integer":
-            columns[feature] = random.integers(0, 100, ROWS)
+            schema = customers.FEATURES[feature]
+            columns[feature] = random.integers(schema["minimum"], min(schema["maximum"], 100), ROWS)
         else:
             columns[feature] = random.random(ROWS).round(3)
     churned = columns["Total_Trans_Ct"] + random.normal(0, 10, ROWS) < 30

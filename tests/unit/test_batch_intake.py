@@ -174,7 +174,7 @@ def test_the_validation_ends_with_its_client(customer: dict[str, Any]) -> None:
         return True
 
     async def accept_and_leave() -> None:
-        batches = intake(max_rows=10**6)
+        batches = intake(max_rows=10**6, max_bytes=10**8)
         body = as_csv([customer] * ENDLESS).encode()
         with pytest.raises(ClientDisconnect):
             await batches.accept("id", pieces(body), CSV, all_or_none=False, is_disconnected=is_disconnected)
@@ -185,7 +185,7 @@ def test_the_validation_ends_with_its_client(customer: dict[str, Any]) -> None:
 
 def test_the_validation_ends_with_the_process(customer: dict[str, Any]) -> None:
     async def accept_and_stop() -> None:
-        batches = intake(max_rows=10**6, stop_grace_s=0)
+        batches = intake(max_rows=10**6, max_bytes=10**8, stop_grace_s=0)
 
         async def body() -> AsyncIterator[bytes]:
             yield as_csv([customer] * ENDLESS).encode()
