@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from benchmarks import stand
-from test_client import CUSTOMER
+from tests.harness.customers import CUSTOMER
 from tests.harness.service import Service
 
 _ROWS = 1_000

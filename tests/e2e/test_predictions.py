@@ -9,6 +9,7 @@ from uuid import UUID
 import pytest
 
 from api.http.problems import ProblemType
+from models import Customer
 from tests.conftest import MANIFEST
 from tests.harness.assertions import assert_problem
 from tests.harness.processes import ROOT
@@ -81,10 +82,11 @@ def test_the_test_client_prints_the_probability_and_nothing_else(service: Servic
     assert (run.stdout, run.stderr, run.returncode) == (f"{probability}\n", "", 0)
 
 
+FEATURES = len(Customer.model_fields)
 INVALID = {
-    "missing features": ("{}", 19),
-    "NaN": ('{"Credit_Limit": NaN}', 19),
-    "a lone surrogate": ('{"Gender": "\\ud800"}', 19),
+    "missing features": ("{}", FEATURES),
+    "NaN": ('{"Credit_Limit": NaN}', FEATURES),
+    "a lone surrogate": ('{"Gender": "\\ud800"}', FEATURES),
     "an array": ("[]", 1),
     "an empty body": ("", 1),
 }
