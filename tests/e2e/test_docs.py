@@ -1,0 +1,173 @@
+"""The documentation: every shell block without a mark is run, page by page, on a service of its own."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import joblib
+import pandas as pd
+import pytest
+
+from tests.conftest import DATA, skip
+from tests.harness.launcher import Tree
+from tests.harness.pages import Command, Page, all_pages
+from tests.harness.processes import ROOT, until
+from tests.harness.servers import Servers
+from tests.harness.service import Service, running_service
+
+UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+PAGES = all_pages()
+
+
+class Shell:
+    """One bash for the commands of a page, so that a variable of one command can be used in the next."""
+
+    def __init__(self, folder: Path, **environment: str) -> None:
+        """Start bash in a folder."""
+        self._bash = subprocess.Popen(
+            ["bash"],
+            cwd=folder,
+            env=os.environ | environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, command: str) -> tuple[int, str]:
+        """Run a command; return its exit code, and both of its outputs."""
+        assert self._bash.stdin
+        assert self._bash.stdout
+        end = uuid4().hex
+        self._bash.stdin.write(f"{command}\necho {end} $?\n")
+        self._bash.stdin.flush()
+        output = ""
+        for line in self._bash.stdout:
+            before, found, code = line.partition(end)
+            output += before
+            if found:
+                return int(code), output
+        raise AssertionError(f"bash ended: {output}")
+
+    def close(self) -> None:
+        """End bash."""
+        self._bash.communicate()
+
+
+@pytest.fixture(scope="module")
+def service(started: Callable[[str], Servers], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """An API and a worker on the embedded Valkey, as `make run` starts them."""
+    servers = started("valkey")
+    servers.clear()
+    with running_service(servers, tmp_path_factory.mktemp("service")) as running:
+        yield running
+
+
+@pytest.fixture
+def shell(service: Service, tmp_path: Path) -> Iterator[Shell]:
+    """A shell in a copy of the repository, in which port 8000 is that of the service."""
+    folder = tmp_path / "copy"
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".*", "__pycache__", "tests", "*.csv"))
+    for path in folder.rglob("*.py"):
+        path.write_text(path.read_text().replace("127.0.0.1:8000", f"127.0.0.1:{service.port}"))
+    (folder / ".venv").symlink_to(sys.prefix)
+    if DATA.exists():
+        (folder / "BankChurners.csv").symlink_to(DATA.resolve())
+    shell = Shell(folder, **service.servers.env, TMPDIR=str(service.folder))
+    yield shell
+    shell.close()
+
+
+PAGES_WITH_COMMANDS = [page for page in PAGES if any(block.is_run for block in page.blocks())]
+
+
+@pytest.mark.parametrize("page", PAGES_WITH_COMMANDS, ids=[page.name for page in PAGES_WITH_COMMANDS])
+def test_the_commands_of_a_page_print_the_shown_output(page: Page, shell: Shell, service: Service) -> None:
+    blocks = [block for block in page.blocks() if block.is_run]
+    if not DATA.exists() and any("BankChurners.csv" in block.text for block in blocks):
+        skip(f"no data set at {DATA}: set DATA")
+    ids: dict[str, str] = {}  # by the id that the page shows
+    for command in (command for block in blocks for command in block.commands()):
+        text = re.sub(r"(localhost|127\.0\.0\.1):8000", f"127.0.0.1:{service.port}", command.text)
+        text = UUID.sub(lambda match: ids.get(match[0], match[0]), text)
+
+        def is_as_shown(text: str = text, command: Command = command) -> bool:
+            code, output = shell.run(text)
+            assert code == 0, f"{page.name}: {text}\nexit code {code}: {output}"
+            if command.output is None:
+                return True
+            shown = UUID.findall(command.output)
+            returned = UUID.findall(output)
+            if len(shown) == len(returned):
+                ids.update(zip(shown, returned, strict=True))
+            expected = UUID.sub(lambda match: ids.get(match[0], match[0]), command.output)
+            is_shown = matches(output, expected)
+            assert is_shown or is_read(text), f"{page.name}: {text}\nprinted {output}"
+            return is_shown
+
+        until(is_as_shown, every_s=0.2)
+
+
+def matches(output: str, shown: str) -> bool:
+    """Return whether an output is the shown one, in which `…` is any text, and white space does not count."""
+    parts = re.split(r"…|\.\.\.", "".join(shown.split()))
+    return bool(re.fullmatch(".*".join(map(re.escape, parts)), "".join(output.split())))
+
+
+def is_read(command: str) -> bool:
+    """Return whether a command only reads, so that it may be repeated until a result is there."""
+    return command.startswith("curl") and not re.search(r"-X|-d |--data", command)
+
+
+def test_make_run_prints_the_shown_lines(tree: Tree) -> None:
+    shown = [
+        command.output.splitlines()
+        for page in PAGES
+        for block in page.blocks()
+        for command in block.commands()
+        if command.text == "make run" and command.output
+    ]
+    launcher = tree.serve()
+    assert shown
+    for lines in shown:
+        assert [line.replace("http://127.0.0.1:8000", tree.url) for line in lines] == tree.output().splitlines()
+    launcher.terminate()
+    assert launcher.wait(60) == 0
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Iterator[Tree]:
+    """A copy of the repository."""
+    tree = Tree(tmp_path / "own")
+    yield tree
+    tree.close()
+
+
+def test_the_recipe_for_another_model_works_as_written(tree: Tree) -> None:
+    blocks = [block for page in PAGES for block in page.blocks() if block.mark and block.mark[0] == "own-model"]
+    recipe = {block.mark[1]: block.text for block in blocks if block.mark}
+    replace(tree.path / "models.py", r"class Customer\(BaseModel\):\n.*?(?=\n\nclass )", recipe["models.py"])
+    replace(tree.path / "test_client.py", r"CUSTOMER = \{.*?\}\n", recipe["test_client.py"])
+    create = recipe["run"] + recipe["manifest"]
+    subprocess.run([sys.executable, "-W", "error", "-c", create], cwd=tree.path, check=True)
+    launcher = tree.serve(MODEL_PATH="iris.joblib")
+    (probability,) = re.findall(r"The probability .*: (\S+)\n", tree.output())
+    model = joblib.load(tree.path / "iris.joblib")
+    example = {"sepal_length": [5.1], "petal_length": [1.4], "petal_width": [0.2]}
+    assert float(probability) == model.predict_proba(pd.DataFrame(example))[0, 1]
+    assert json.loads((tree.path / "iris.json").read_text())["golden"][0]["probability"] == float(probability)
+    launcher.terminate()
+    assert launcher.wait(60) == 0
+
+
+def replace(path: Path, pattern: str, text: str) -> None:
+    """Replace the only match of a pattern in a file."""
+    changed, count = re.subn(pattern, lambda _: text, path.read_text(), flags=re.DOTALL)
+    assert count == 1
+    path.write_text(changed)
