@@ -55,6 +55,7 @@ class Block:
         """Yield the commands of a shell block, in order."""
         if self.language == "sh":
             yield Command(self.text, self.output)
+        if self.language != "console":
             return
         for part in re.split(r"^\$ ", self.text, flags=re.MULTILINE)[1:]:
             lines = part.splitlines()
