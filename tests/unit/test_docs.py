@@ -152,6 +152,7 @@ def test_every_shell_block_is_run_or_says_why_not(page: Page) -> None:
             assert not re.search(r"^\$ |^(curl|make|docker|python) ", block.text, re.MULTILINE), block
         if block.mark and block.mark[0] == "not run":
             assert len(block.mark[1]) > 10, block
+            assert [path for path in re.findall(r"tests/[\w/]+\.py", block.mark[1]) if not (ROOT / path).exists()] == []
         if block.language == "console":
             assert block.text.startswith("$ "), block
         if block.is_run:
