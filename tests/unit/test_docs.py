@@ -22,6 +22,7 @@ OTHER_VARIABLES = {
     "DATA",
     "ARGS",
     "MINUTES",
+    "PIP_INDEX_URL",
     "PYTHON",
     "REQUIRE_SERVICES",
     "RABBITMQ_PASSWORD",
