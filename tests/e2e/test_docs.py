@@ -1,5 +1,6 @@
 """The documentation: every shell block without a mark is run, page by page, on a service of its own."""
 
+import hashlib
 import json
 import os
 import re
@@ -137,6 +138,20 @@ def matches(output: str, shown: str) -> bool:
     """Return whether an output is the shown one, in which `…` is any text, and white space does not count."""
     parts = re.split(r"…|\.\.\.", "".join(shown.split()))
     return bool(re.fullmatch(".*".join(map(re.escape, parts)), "".join(output.split())))
+
+
+def test_the_commands_for_an_api_key_create_a_key_and_its_digest(tmp_path: Path) -> None:
+    commands = [command.text for page in PAGES for block in page.blocks() for command in block.commands()]
+    create = next(text for text in commands if "> client.key" in text)
+    export = next(text for text in commands if text.startswith("export API_KEYS="))
+    shell = Shell(tmp_path)
+    assert shell.run(create)[0] == 0
+    assert shell.run(export) == (0, "")
+    _, digest = shell.run("echo $API_KEYS")
+    shell.close()
+    key = (tmp_path / "client.key").read_text().strip()
+    assert len(key) == 64
+    assert digest.strip() == hashlib.sha256(key.encode()).hexdigest()
 
 
 def test_make_run_prints_the_shown_lines(tree: Tree) -> None:
