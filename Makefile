@@ -10,17 +10,18 @@ help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # Each requirements file is installed once, and again after it has changed: it is then newer than its mark.
+# --no-deps: the files are complete, and pip 23.2 finds no hash for a package that another one requires with an extra.
 $(VENV)/.installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --require-hashes -r requirements.txt
+	$(BIN)/pip install --quiet --no-deps --require-hashes -r requirements.txt
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed requirements/test.txt
-	$(BIN)/pip install --quiet --require-hashes -r requirements/test.txt
+	$(BIN)/pip install --quiet --no-deps --require-hashes -r requirements/test.txt
 	@touch $@
 
 $(VENV)/.installed-notebook: $(VENV)/.installed requirements/notebook.txt
-	$(BIN)/pip install --quiet --require-hashes -r requirements/notebook.txt
+	$(BIN)/pip install --quiet --no-deps --require-hashes -r requirements/notebook.txt
 	@touch $@
 
 run: $(VENV)/.installed ## start everything, print a first prediction, serve until Ctrl-C (PORT=8000)
