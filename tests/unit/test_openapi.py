@@ -11,6 +11,7 @@ from api.http.openapi import customize_openapi
 from api.http.problems import ProblemType
 from app import app
 from models import Alive, Customer, Problem
+from tests.harness.processes import ROOT
 
 JSON, NDJSON, CSV, PROBLEM = "application/json", "application/x-ndjson", "text/csv", "application/problem+json"
 
@@ -128,6 +129,11 @@ def outline(operation: dict[str, Any]) -> dict[str, list[str]]:
         content = response.get("content", {})
         found[status] = sorted(content[PROBLEM]["examples"] if PROBLEM in content else content)
     return {name: values for name, values in found.items() if values or name.isdecimal()}
+
+
+def test_openapi_json_is_the_document_of_this_code(document: dict[str, Any]) -> None:
+    committed = json.loads((ROOT / "openapi.json").read_text())
+    assert committed == document, "run `make openapi` and commit openapi.json"
 
 
 def test_every_operation_is_that_of_the_contract(document: dict[str, Any]) -> None:
