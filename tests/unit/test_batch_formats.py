@@ -132,6 +132,10 @@ SPREADSHEETS: dict[str, Callable[[str], str | bytes]] = {
     "UTF-16, big endian": lambda text: b"\xfe\xff" + text.encode("utf-16-be"),
     "blank rows": lambda text: text.replace("\n", "\n" + "," * 18 + "\n"),
     "a Ctrl-Z at the end": lambda text: text + "\x1a",
+    "a name of two lines, semicolons": lambda text: with_delimiter(text.replace("\n", ',"two\nlines"\n'), ";"),
+    "a first name of two lines, tabs": lambda text: with_delimiter(
+        "".join(f'"two\nlines",{line}' for line in text.splitlines(keepends=True)), "\t"
+    ),
     "extra cells that are empty": lambda text: (
         text.partition("\n")[0] + "\n" + text.partition("\n")[2].replace("\n", ",,\n")
     ),
@@ -222,6 +226,8 @@ def test_text_that_is_no_number_is_a_fault(customer: Row, cell: str) -> None:
         ("HEADER, gender ", "columns 2 and 20 of the header are both Gender"),
         ("Costumer_Age,REST", "lacks Customer_Age; column 1 may be Customer_Age: rename it"),
         ("age;sex", "none of the columns"),
+        ('sep="', "none of the columns"),
+        ("sep= ", "none of the columns"),
     ],
 )
 def test_a_wrong_header_is_refused_with_the_column_and_the_remedy(customer: Row, header: str, message: str) -> None:
