@@ -21,7 +21,7 @@ def stub() -> Iterator[Stub]:
 
 
 def complaint(url: str, *options: str) -> str:
-    """Return what the client writes to standard error before it ends with exit code 1."""
+    """Return the standard error of a client that ends with exit code 1."""
     ended = run(CLIENTS["test_client"], "--url", url, *options)
     assert (ended.code, ended.stdout) == (1, "")
     return ended.stderr
@@ -29,7 +29,7 @@ def complaint(url: str, *options: str) -> str:
 
 def test_a_closed_port_is_named_by_a_client_that_is_isolated_from_this_repository() -> None:
     url = f"http://127.0.0.1:{free_port()}"
-    command = [sys.executable, "-I", ROOT / "test_client.py", "--url", url]
+    command = [sys.executable, "-I", str(ROOT / "test_client.py"), "--url", url]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (1, "", f"No answer from {url}: Connection refused\n")
 

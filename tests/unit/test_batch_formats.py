@@ -160,6 +160,9 @@ ENCODINGS: dict[str, Callable[[str], bytes]] = {
 }
 
 
+SPELLINGS: list[Callable[[str], str]] = [str, str.lower, str.upper, lambda name: f" {name}  "]
+
+
 @st.composite
 def written_tables(draw: st.DrawFn) -> tuple[list[Row], bytes]:
     """Generate customers, and a CSV file of them and of other columns, in any dialect and order."""
@@ -170,9 +173,9 @@ def written_tables(draw: st.DrawFn) -> tuple[list[Row], bytes]:
     if is_named:
         delimiter = draw(st.sampled_from([delimiter, "|", ":"]))
     has_decimal_commas = delimiter == ";" and draw(st.booleans())
-    spell = draw(st.sampled_from([str, str.lower, str.upper, lambda name: f" {name}  "]))
+    spell = draw(st.sampled_from(SPELLINGS))
     end, encode = draw(st.sampled_from(["\n", "\r\n", "\r"])), draw(st.sampled_from(list(ENCODINGS.values())))
-    quoting = draw(st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC]))
+    quoting: Any = draw(st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC]))
 
     def text_of_another_column(value: str) -> str:
         # Before Python 3.13 csv.writer leaves a lone line break outside of quotes, which ends the row.
@@ -450,8 +453,8 @@ def bodies(draw: st.DrawFn, media_type: str) -> bytes:
     for row in rows:
         row.update({"Credit_Limit": SECRET}, **draw(st.dictionaries(st.sampled_from(NAMES), JSON_VALUES, max_size=2)))
     if media_type == CSV:
-        encode, start = draw(st.sampled_from(list(ENCODINGS.values()))), draw(st.just("") | SEPARATORS)
-        body = encode(start + as_csv(rows).encode(errors="replace").decode())
+        encode, first = draw(st.sampled_from(list(ENCODINGS.values()))), draw(st.just("") | SEPARATORS)
+        body = encode(first + as_csv(rows).encode(errors="replace").decode())
     else:
         body = AS_TEXT[media_type](rows).encode()
     for _ in range(draw(st.integers(0, 3))):
