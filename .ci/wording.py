@@ -13,7 +13,6 @@ CHECKED = {".py", ".md", ".lua", ".toml", ".yml", ".ipynb", ".html", ".css", ".j
 UNCHECKED = re.compile(r"LICENSE|requirements.*\.txt|\.ci/wording\.py")
 NAME_THE_NOUN = "name the noun: 'the accepted rows', not 'what is accepted'"
 IDIOMS = {
-    r"(19|nineteen) (features|values|fields|columns)\b": "the features of Customer: their number may change",
     r"whoever|whomever": "each client, a process: name the noun",
     r"whatever": "any, every: name the noun",
     r"nobody\b": "no client, no process",

@@ -19,7 +19,7 @@ from celery_task_app.messaging.publisher import Publisher, publisher_connection
 from celery_task_app.store.batches import BatchStore
 from celery_task_app.store.connection import connect
 from models import Customer
-from tests.harness.customers import as_csv, as_ndjson
+from tests.harness.customers import as_csv, as_ndjson, repeated_csv
 from tests.harness.processes import free_port
 
 LIMITS = {"max_bytes": 20_000_000, "max_rows": 1_000, "chunk_rows": 50}
@@ -175,7 +175,7 @@ def test_the_validation_ends_with_its_client(customer: dict[str, Any]) -> None:
 
     async def accept_and_leave() -> None:
         batches = intake(max_rows=10**6, max_bytes=10**8)
-        body = as_csv([customer] * ENDLESS).encode()
+        body = repeated_csv(customer, ENDLESS).encode()
         with pytest.raises(ClientDisconnect):
             await batches.accept("id", pieces(body), CSV, all_or_none=False, is_disconnected=is_disconnected)
         await batches.close()
@@ -188,7 +188,7 @@ def test_the_validation_ends_with_the_process(customer: dict[str, Any]) -> None:
         batches = intake(max_rows=10**6, max_bytes=10**8, stop_grace_s=0)
 
         async def body() -> AsyncIterator[bytes]:
-            yield as_csv([customer] * ENDLESS).encode()
+            yield repeated_csv(customer, 10_000).encode()
             batches.release()
 
         with pytest.raises(Unavailable, match="stops"):
@@ -205,7 +205,7 @@ def test_a_batch_with_nearly_no_valid_row_is_refused_before_its_end(
     customer: dict[str, Any], media_type: str, start: str, row: str
 ) -> None:
     row = row.replace("COMMAS", "," * (len(customer) - 1))
-    body = start.replace("HEADER", ",".join(customer)) + row * 150_000 + ("]" if media_type == JSON else "")
+    body = start.replace("HEADER", ",".join(customer)) + row * 20_000 + ("]" if media_type == JSON else "")
     with pytest.raises(RowsRefused, match="the rest was not read") as refused:
         accept(body, media_type, max_rows=200_000, chunk_rows=1_000)
     assert refused.value.count < 10_000
@@ -216,15 +216,20 @@ def test_a_long_validation_holds_up_no_other_batch(customer: dict[str, Any]) -> 
     async def accept_both() -> list[str]:
         batches, ended = intake(max_rows=10**6, chunk_rows=1_000), list[str]()
 
-        async def receive(name: str, body: bytes) -> None:
+        is_received = asyncio.Event()
+
+        async def receive(name: str, text: str) -> None:
+            async def body() -> AsyncIterator[bytes]:
+                yield text.encode()
+                is_received.set()
+
             with contextlib.suppress(Unavailable, RowsRefused):
-                await batches.accept(name, pieces(body), CSV, all_or_none=False, is_disconnected=is_connected)
+                await batches.accept(name, body(), CSV, all_or_none=False, is_disconnected=is_connected)
             ended.append(name)
 
-        long, short = as_csv([customer] * 100_000).encode(), as_csv([{**customer, "Gender": "?"}] * 10).encode()
-        first = asyncio.create_task(receive("long", long))
-        await asyncio.sleep(0.2)
-        await receive("short", short)
+        first = asyncio.create_task(receive("long", repeated_csv(customer, 20_000)))
+        await is_received.wait()
+        await receive("short", as_csv([{**customer, "Gender": "?"}] * 10))
         await first
         await batches.close()
         return ended

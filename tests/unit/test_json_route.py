@@ -17,7 +17,7 @@ from api.http.problems import ProblemType
 from api.services import Services
 from models import Customer
 from tests.harness.customers import CUSTOMER
-from tests.unit.asgi import ASGIResponse, call
+from tests.unit.asgi import ASGIResponse, assert_problem, call
 
 JSON_TYPE = {"content-type": "application/json"}
 LIMIT = 2_000
@@ -41,14 +41,6 @@ def app() -> FastAPI:
 
 def post(body: bytes | Iterable[bytes | None], headers: dict[str, str] = JSON_TYPE) -> ASGIResponse:
     return call(app(), "POST", "/", body, headers)
-
-
-def assert_problem(response: ASGIResponse, kind: ProblemType) -> dict[str, Any]:
-    """Require a problem of this type; return its body."""
-    body: dict[str, Any] = response.json()
-    assert response.headers["content-type"] == "application/problem+json"
-    assert (response.status, body["status"], body["type"]) == (kind.status, kind.status, kind.type)
-    return body
 
 
 def chunked(body: bytes) -> list[bytes]:
