@@ -31,7 +31,7 @@ from celery_task_app.worker import BATCHES, PREDICTIONS
 from tests.conftest import MANIFEST
 from tests.harness.processes import free_port
 from tests.harness.servers import Servers
-from tests.integration.queues import arguments, broker_uri_at, take_all
+from tests.integration.queues import arguments, take_all
 
 TTL_S = 86_400
 REASONS = {"base": 0.0, "up": [], "down": [], "others": 0.0}
@@ -385,7 +385,7 @@ def test_a_single_prediction_without_attempts_left_is_a_failure(
 def test_a_split_that_fails_is_unavailable(
     servers: Servers, predictions: PredictionMessage, is_broker_away: bool
 ) -> None:
-    broker_uri = broker_uri_at(servers, free_port()) if is_broker_away else servers.broker_uri
+    broker_uri = servers.broker_uri_at(free_port()) if is_broker_away else servers.broker_uri
     backend_uri = servers.backend_uri if is_broker_away else f"redis://127.0.0.1:{free_port()}/0"
     with opened(broker_uri, backend_uri) as delivery, pytest.raises(Unavailable):
         delivery.split_and_requeue(predictions, 1)
