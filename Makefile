@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help env run test test-unit faults soak check audit format bench bench-peers train notebook lock
+.PHONY: help env run test test-unit coverage mutation faults soak check audit format bench bench-peers train notebook lock
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,13 @@ test: $(VENV)/.installed-test ## run every test (ARGS="-k batches")
 
 test-unit: $(VENV)/.installed-test ## run the tests that need no server, in seconds
 	$(BIN)/python -m pytest tests/unit $(ARGS)
+
+coverage: $(VENV)/.installed-test ## measure the lines that unit and integration tests run; fails below 95 %
+	$(BIN)/python -m pytest tests/unit tests/integration --cov --cov-report=term-missing:skip-covered $(ARGS)
+
+mutation: $(VENV)/.installed-test ## change four modules in many places, and list the changes that no test detects (an hour)
+	$(BIN)/mutmut run
+	$(BIN)/mutmut results
 
 check: $(VENV)/.installed-test ## check lint rules, formatting, types, import rules, spelling and wording
 	$(BIN)/ruff check .

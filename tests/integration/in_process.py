@@ -25,6 +25,7 @@ from tests.harness.servers import Servers
 from tests.harness.service import Client
 
 TTL_S = 86_400
+MODEL = Settings().model_path
 
 
 def settings_of(servers: Servers, **settings: Any) -> Settings:

@@ -11,15 +11,13 @@ import pytest
 
 from api.http.problems import ProblemType
 from celery_task_app.consumer.heartbeat import WorkerHealth
-from celery_task_app.settings import Settings
 from tests.harness.assertions import assert_problem
 from tests.harness.customers import as_csv, as_ndjson
 from tests.harness.processes import free_port, silent_port, until
 from tests.harness.servers import Servers
 from tests.harness.service import Client
-from tests.integration.in_process import consuming, serving, settings_of
+from tests.integration.in_process import MODEL, consuming, serving, settings_of
 
-MODEL = Settings().model_path
 Row = dict[str, Any]
 
 
