@@ -2,29 +2,38 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+INSTALL := $(PYTHON) celery_task_app/cli/install.py
 
 .DEFAULT_GOAL := help
-.PHONY: help env run test test-unit coverage mutation faults soak check audit format bench bench-peers train notebook lock
+.PHONY: help run status clean env test test-unit coverage mutation faults soak check audit format bench bench-peers train notebook lock
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # Each requirements file is installed once, and again after it has changed: it is then newer than its mark.
 $(VENV)/.installed: requirements.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -r requirements.txt
+	@$(INSTALL) -r $<
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed requirements/test.txt
-	$(BIN)/pip install --quiet -r requirements/test.txt
+	@$(INSTALL) -r requirements/test.txt
 	@touch $@
 
 $(VENV)/.installed-notebook: $(VENV)/.installed requirements/notebook.txt
-	$(BIN)/pip install --quiet -r requirements/notebook.txt
+	@$(INSTALL) -r requirements/notebook.txt
 	@touch $@
 
 run: $(VENV)/.installed ## start everything, print a first prediction, serve until Ctrl-C (PORT=8000)
 	@$(BIN)/python -m celery_task_app.cli.launch
+
+status: ## show the API, the workers, the queues and both servers of `make run` (PORT=8000)
+	@test -x $(BIN)/python || { echo "Nothing is installed here yet: start the service with 'make run'."; exit 1; }
+	@$(BIN)/python -m celery_task_app.cli.status
+
+clean: ## remove the environments and caches; keep .data (accepted predictions, logs) and .env (passwords)
+	@rm -rf $(VENV) $(VENV)-audit $(VENV)-peers .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	@find . -type d -name __pycache__ -prune -exec rm -rf {} +
+	@echo "Removed the environments and caches. The accepted predictions and the logs stay in .data; to remove them: rm -r .data"
 
 env: ## write random passwords for docker-compose into .env
 	@test ! -e .env || { echo ".env exists and stays as it is. Remove it first, and the volumes with the old passwords."; exit 1; }

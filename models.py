@@ -300,6 +300,7 @@ class Ready(BaseModel):
                             "clock_skew_s": 0.001,
                         }
                     },
+                    "messages": {"churn": 0, "churn.batch": 0},
                     "consumers": {"churn": 1, "churn.batch": 1},
                     "warnings": [],
                 }
@@ -316,6 +317,8 @@ class Ready(BaseModel):
     """Whether the last predictions were accepted."""
     workers: dict[str, WorkerState]
     """The status of each live worker, by its name."""
+    messages: dict[str, int]
+    """By queue, the messages that no worker has taken yet; a message has one or more predictions."""
     consumers: dict[str, int]
     """By queue, the consumers that RabbitMQ reports; Valkey and Redis do not count them."""
     warnings: list[str]

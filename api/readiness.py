@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from celery_task_app.errors import BrokerUnavailable, ResultStoreUnavailable
 from celery_task_app.messaging.messages import ChunkMessage, PredictionMessage
-from celery_task_app.messaging.publisher import probe_broker
+from celery_task_app.messaging.publisher import QueueCounts, probe_broker
 from celery_task_app.store.connection import AsyncStoreClient, check_store
 from celery_task_app.store.worker_status import WorkerStatus, can_predict, list_worker_statuses
 
@@ -27,6 +27,7 @@ class Readiness:
         subscription: "up", or the reason why this process learns of no completion.
         submissions: "up", or the reason why the last predictions were not accepted.
         workers: the status of each live worker, by name.
+        messages: by queue, the number of messages that no worker has taken yet.
         consumers: by queue, the number of consumers that the broker reports; empty if it does not count them.
         warnings: problems that prevent no prediction.
     """
@@ -36,6 +37,7 @@ class Readiness:
     subscription: str = _UP
     submissions: str = _UP
     workers: dict[str, WorkerStatus] = field(default_factory=dict)
+    messages: dict[str, int] = field(default_factory=dict)
     consumers: dict[str, int] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
@@ -102,7 +104,7 @@ class ReadinessCheck:
         await self._store.aclose()
 
     async def _check_all(self) -> Readiness:
-        (broker, consumers), (result_store, workers, warnings) = await asyncio.gather(
+        (broker, queues), (result_store, workers, warnings) = await asyncio.gather(
             self._check_broker(), self._check_store()
         )
         self._checked_at = asyncio.get_running_loop().time()
@@ -112,11 +114,12 @@ class ReadinessCheck:
             subscription=_UP if self._is_subscribed() else "the result store does not answer on it",
             submissions=self._failure() or _UP,
             workers=workers,
-            consumers=consumers,
+            messages={queue: counts.messages for queue, counts in queues.items()},
+            consumers={queue: counts.consumers for queue, counts in queues.items() if counts.consumers is not None},
             warnings=warnings,
         )
 
-    async def _check_broker(self) -> tuple[str, dict[str, int]]:
+    async def _check_broker(self) -> tuple[str, dict[str, QueueCounts]]:
         try:
             async with asyncio.timeout(_WITHIN_S):
                 return _UP, await asyncio.to_thread(probe_broker, self._broker_uri)

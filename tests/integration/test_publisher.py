@@ -109,8 +109,13 @@ def test_the_depth_is_the_number_of_messages(servers: Servers, publisher: Publis
     assert publisher.depth(PREDICTIONS) == 0
 
 
-def test_a_working_broker_is_probed_without_an_error(servers: Servers) -> None:
-    probe_broker(servers.broker_uri)
+def test_a_probe_counts_the_messages_of_each_queue(
+    servers: Servers, publisher: Publisher, customer: dict[str, Any]
+) -> None:
+    for _ in range(3):
+        publisher.publish(single(customer))
+    consumers = 0 if servers.name == "rabbitmq" else None
+    assert probe_broker(servers.broker_uri) == {"churn": (3, consumers), "churn.batch": (0, consumers)}
 
 
 class SmallQueueMessage(PredictionMessage):
