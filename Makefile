@@ -31,7 +31,7 @@ status: ## show the API, the workers, the queues and both servers of `make run` 
 	@$(BIN)/python -m celery_task_app.cli.status
 
 clean: ## remove the environments and caches; keep .data (accepted predictions, logs) and .env (passwords)
-	@rm -rf $(VENV) $(VENV)-audit $(VENV)-peers .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf $(VENV) $(VENV)-audit $(VENV)-peers .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache mutants .coverage
 	@find . -type d -name __pycache__ -prune -exec rm -rf {} +
 	@echo "Removed the environments and caches. The accepted predictions and the logs stay in .data; to remove them: rm -r .data"
 
