@@ -7,7 +7,6 @@ import sys
 from types import SimpleNamespace
 
 import billiard.pool
-import pytest
 
 from celery_task_app.consumer.lifecycle import (
     keep_customers_out_of_the_log,
@@ -16,13 +15,11 @@ from celery_task_app.consumer.lifecycle import (
 )
 
 
-@pytest.mark.parametrize(
-    ("given", "expected"), [("celery@host", f"celery-{os.getpid()}@host"), ("mine@host", "mine@host")]
-)
-def test_a_worker_without_a_name_gets_its_process_id(given: str, expected: str) -> None:
-    worker = SimpleNamespace(hostname=given)
+def test_a_worker_without_a_name_gets_its_process_id() -> None:
+    worker, named = SimpleNamespace(hostname="celery@host"), SimpleNamespace(hostname="mine@host")
     name_worker_by_process(worker)
-    assert worker.hostname == expected
+    name_worker_by_process(named)
+    assert (worker.hostname, named.hostname) == (f"celery-{os.getpid()}@host", "mine@host")
 
 
 def test_a_pool_process_waits_a_second_for_a_missing_receipt() -> None:
