@@ -82,6 +82,7 @@ def test_a_queue_with_room_refuses_no_customer(clock: Clock) -> None:
         ([150], 1),  # the first reading: the rate is unknown
         ([150, 140], 4),  # 100 customers in a second, 400 too many
         ([150, 149], 49),
+        ([150, 145, 140], 8),  # 100 customers in two seconds
         ([150, 150], 50),  # assume one message in this second
         ([900, 899], 60),  # the longest
         ([150, 140, 100, 110], 1),  # the rate of an earlier second
