@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALL := $(PYTHON) celery_task_app/cli/install.py
 
 .DEFAULT_GOAL := help
-.PHONY: help run status clean env test test-unit faults soak check audit format bench bench-peers train notebook openapi lock
+.PHONY: help run status clean env test test-unit coverage mutation faults soak check audit format bench bench-peers train notebook openapi lock
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,7 +32,7 @@ status: ## show the API, the workers, the queues and both servers of `make run` 
 	@$(BIN)/python -m celery_task_app.cli.status
 
 clean: ## remove the environments and caches; keep .data (accepted predictions, logs) and .env (passwords)
-	@rm -rf $(VENV) $(VENV)-audit $(VENV)-peers .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf $(VENV) $(VENV)-audit $(VENV)-peers $(VENV)-lock .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache mutants .coverage
 	@find . -type d -name __pycache__ -prune -exec rm -rf {} +
 	@echo "Removed the environments and caches. The accepted predictions and the logs stay in .data; to remove them: rm -r .data"
 
@@ -47,6 +47,13 @@ test: $(VENV)/.installed-test ## run every test (ARGS="-k batches")
 
 test-unit: $(VENV)/.installed-test ## run the tests that need no server, in seconds
 	$(BIN)/python -m pytest tests/unit $(ARGS)
+
+coverage: $(VENV)/.installed-test ## measure the lines that unit and integration tests run; fails below 95 %
+	$(BIN)/python -m pytest tests/unit tests/integration --cov --cov-report=term-missing:skip-covered $(ARGS)
+
+mutation: $(VENV)/.installed-test ## change four modules in many places, and list the changes that no test detects (an hour)
+	$(BIN)/mutmut run
+	$(BIN)/mutmut results
 
 check: $(VENV)/.installed-test ## check lint rules, formatting, types, import rules, spelling, wording and workflows
 	$(BIN)/ruff check .

@@ -130,7 +130,7 @@ def test_bodies_that_do_not_come_take_no_place(customer: dict[str, Any]) -> None
             return await batches.accept("id", body, JSON, all_or_none=False, is_disconnected=is_connected)
 
         slow = [asyncio.create_task(receive(slow_body())) for _ in range(30)]
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # each task has called accept
         with pytest.raises(RowsRefused):
             await receive(pieces(b"[{}]"))
         is_over.set()
@@ -143,17 +143,19 @@ def test_bodies_that_do_not_come_take_no_place(customer: dict[str, Any]) -> None
 
 def test_the_bytes_of_all_bodies_are_limited() -> None:
     async def receive_too_many() -> None:
-        batches, is_over = intake(max_bytes=2_000_000), asyncio.Event()
+        batches, is_over, received = intake(max_bytes=2_000_000), asyncio.Event(), asyncio.Semaphore(0)
 
         async def body() -> AsyncIterator[bytes]:
             yield b" " * 1_999_999
+            received.release()
             await is_over.wait()
 
         async def receive() -> BatchReceipt:
             return await batches.accept("id", body(), CSV, all_or_none=False, is_disconnected=is_connected)
 
         slow = [asyncio.create_task(receive()) for _ in range(8)]
-        await asyncio.sleep(0.1)
+        for _ in slow:
+            await received.acquire()
         with pytest.raises(Overloaded, match="received"):
             await receive()
         is_over.set()
