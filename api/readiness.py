@@ -50,7 +50,7 @@ class Readiness:
             "The subscription to completions": self.subscription,
             "The last submission": self.submissions,
         }
-        found = [f"{name} failed: {state}." for name, state in parts.items() if state != _UP]
+        found = [f"{name} failed: {state.rstrip('.')}." for name, state in parts.items() if state != _UP]
         if self.result_store == _UP:
             found += [
                 f"No worker that can predict consumes `{queue}`, the queue of {content}: see workers."
