@@ -231,6 +231,14 @@ def test_a_redelivered_message_is_split(
     assert taken(servers, BATCHES) == [([row], 0) for row in range(5)]
 
 
+def test_a_redelivered_message_with_two_customers_is_split(
+    servers: Servers, delivery: DeliveryPolicy, predictions: PredictionMessage, model: ChurnModel
+) -> None:
+    pair = PredictionMessage(dict(list(predictions.requests.items())[:2]))
+    process(delivery, pair, model, kind="redelivered")
+    assert taken(servers, PREDICTIONS) == [([task_id], 0) for task_id in pair.ids]
+
+
 def test_a_retried_message_is_split_and_keeps_its_retries(
     servers: Servers, delivery: DeliveryPolicy, predictions: PredictionMessage, chunk: ChunkMessage, model: ChurnModel
 ) -> None:
