@@ -7,7 +7,7 @@ RUN useradd --system --no-create-home --uid 10001 churn
 
 FROM base AS api
 COPY requirements/api.txt requirements/
-RUN pip install --no-cache-dir --require-hashes -r requirements/api.txt
+RUN pip install --no-cache-dir --no-deps --require-hashes -r requirements/api.txt
 COPY celery_task_app/ml/__init__.py celery_task_app/ml/artifact.py celery_task_app/ml/
 COPY celery_task_app/ml/artifacts/churn.json celery_task_app/ml/artifacts/
 COPY celery_task_app/store celery_task_app/store
@@ -24,7 +24,7 @@ FROM base AS worker
 # LightGBM's wheel needs the system's OpenMP.
 RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/*
 COPY requirements/worker.txt requirements/
-RUN pip install --no-cache-dir --require-hashes -r requirements/worker.txt
+RUN pip install --no-cache-dir --no-deps --require-hashes -r requirements/worker.txt
 COPY celery_task_app celery_task_app
 USER churn
 CMD ["celery", "-A", "celery_task_app.worker", "worker", "-l", "info"]

@@ -2,29 +2,39 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+INSTALL := $(PYTHON) celery_task_app/cli/install.py
 
 .DEFAULT_GOAL := help
-.PHONY: help env run test test-unit faults soak check audit format bench bench-peers train notebook lock
+.PHONY: help run status clean env test test-unit coverage mutation faults soak check audit format bench bench-peers train notebook openapi lock
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # Each requirements file is installed once, and again after it has changed: it is then newer than its mark.
+# --no-deps: the files are complete, and pip 23.2 finds no hash for a package that another one requires with an extra.
 $(VENV)/.installed: requirements.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -r requirements.txt
+	@$(INSTALL) --no-deps --require-hashes -r $<
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed requirements/test.txt
-	$(BIN)/pip install --quiet -r requirements/test.txt
+	@$(INSTALL) --no-deps --require-hashes -r requirements/test.txt
 	@touch $@
 
 $(VENV)/.installed-notebook: $(VENV)/.installed requirements/notebook.txt
-	$(BIN)/pip install --quiet -r requirements/notebook.txt
+	@$(INSTALL) --no-deps --require-hashes -r requirements/notebook.txt
 	@touch $@
 
 run: $(VENV)/.installed ## start everything, print a first prediction, serve until Ctrl-C (PORT=8000)
 	@$(BIN)/python -m celery_task_app.cli.launch
+
+status: ## show the API, the workers, the queues and both servers of `make run` (PORT=8000)
+	@test -x $(BIN)/python || { echo "Nothing is installed here yet: start the service with 'make run'."; exit 1; }
+	@$(BIN)/python -m celery_task_app.cli.status
+
+clean: ## remove the environments and caches; keep .data (accepted predictions, logs) and .env (passwords)
+	@rm -rf $(VENV) $(VENV)-audit $(VENV)-peers $(VENV)-lock .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache mutants .coverage
+	@find . -type d -name __pycache__ -prune -exec rm -rf {} +
+	@echo "Removed the environments and caches. The accepted predictions and the logs stay in .data; to remove them: rm -r .data"
 
 env: ## write random passwords for docker-compose into .env
 	@test ! -e .env || { echo ".env exists and stays as it is. Remove it first, and the volumes with the old passwords."; exit 1; }
@@ -38,13 +48,21 @@ test: $(VENV)/.installed-test ## run every test (ARGS="-k batches")
 test-unit: $(VENV)/.installed-test ## run the tests that need no server, in seconds
 	$(BIN)/python -m pytest tests/unit $(ARGS)
 
-check: $(VENV)/.installed-test ## check lint rules, formatting, types, import rules, spelling and wording
+coverage: $(VENV)/.installed-test ## measure the lines that unit and integration tests run; fails below 95 %
+	$(BIN)/python -m pytest tests/unit tests/integration --cov --cov-report=term-missing:skip-covered $(ARGS)
+
+mutation: $(VENV)/.installed-test ## change four modules in many places, and list the changes that no test detects (an hour)
+	$(BIN)/mutmut run
+	$(BIN)/mutmut results
+
+check: $(VENV)/.installed-test ## check lint rules, formatting, types, import rules, spelling, wording and workflows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
 	$(BIN)/python .ci/wording.py
+	$(BIN)/zizmor --quiet --offline .github
 
 format: $(VENV)/.installed-test ## format, and fix lint errors
 	$(BIN)/ruff check --fix .
@@ -79,12 +97,16 @@ train: $(VENV)/.installed-notebook ## train the shipped model again (DATA=path/t
 notebook: $(VENV)/.installed-notebook ## run the notebook (DATA=path/to/BankChurners.csv)
 	DATA=$(abspath $(or $(DATA),BankChurners.csv)) $(BIN)/jupyter execute --inplace --timeout=1800 notebooks/BankChurner.ipynb
 
-lock: $(VENV)/.installed-test ## pin the newest versions that pyproject.toml allows, and their dependencies
-	$(BIN)/pip install --quiet uv
-	$(BIN)/uv pip compile $(LOCK) pyproject.toml -o requirements/api.txt
-	$(BIN)/uv pip compile $(LOCK) pyproject.toml --extra worker -o requirements/worker.txt
-	$(BIN)/uv pip compile $(LOCK) pyproject.toml --extra worker --extra laptop -o requirements.txt
-	$(BIN)/uv pip compile $(LOCK) pyproject.toml $(TRAINING) -o requirements/notebook.txt
-	$(BIN)/uv pip compile $(LOCK) pyproject.toml $(TRAINING) --extra laptop --extra test -o requirements/test.txt
-TRAINING := --extra worker --extra train --extra notebook
-LOCK := --quiet --upgrade --generate-hashes --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --no-emit-find-links
+openapi: $(VENV)/.installed ## write openapi.json, the committed description of the HTTP API
+	API_KEYS= $(BIN)/python -c "import json, app; print(json.dumps(app.app.openapi(), indent=1))" > openapi.json
+
+lock: ## pin the versions that [tool.uv] in pyproject.toml selects, and their dependencies
+	$(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/pip install --quiet uv
+	$(VENV)-lock/bin/uv lock --quiet --upgrade
+	$(EXPORT) --no-default-groups --group api -o requirements/api.txt
+	$(EXPORT) --no-default-groups --group worker -o requirements/worker.txt
+	$(EXPORT) -o requirements.txt
+	$(EXPORT) --no-default-groups --group worker --group train --group notebook -o requirements/notebook.txt
+	$(EXPORT) --all-groups -o requirements/test.txt
+EXPORT := $(VENV)-lock/bin/uv export --quiet --frozen --no-header --no-annotate

@@ -37,7 +37,7 @@ from models import Customer
 
 
 @asynccontextmanager
-async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+async def _lifespan(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
     """Create the services; close them after the last response."""
     limit_connections(head_timeout_s=settings.head_timeout_s, body_timeout_s=settings.body_timeout_s)
     logging.getLogger("uvicorn.access").addFilter(AccessLogFilter())
@@ -110,23 +110,29 @@ def _create_services(settings: Settings, stack: AsyncExitStack) -> Services:
     )
 
 
-app = FastAPI(
-    title="Churn predictions",
-    description="Accepts the features of a bank's customer, answers with a task id at once, computes the probability "
-    "of churn, and keeps it until it is fetched.",
-    # `include_router` would cost each request 9 µs; `python -m benchmarks.routes` prints it.
-    routes=[*api.predictions.router.routes, *api.batches.router.routes, *api.operations.router.routes],
-    lifespan=lifespan,
-    redirect_slashes=False,
-    docs_url=None,  # api/http/swagger.py serves /docs
-    redoc_url=None,
-    # FastAPI's records of refused bodies would repeat customers; checking its configuration costs 3 µs a request.
-    telemetry={"tracing": False, "metrics": False, "logs": False},
-)
-add_exception_handlers(app)
-api.batches.add_batch_exception_handlers(app)
-add_docs(app)
-customize_openapi(app, is_key_required=bool(settings.api_keys))
-add_head_routes(app)
-if digests := parse_digests(settings.api_keys):
-    app.add_middleware(APIKeyMiddleware, digests=digests)
+def create_app(settings: Settings) -> FastAPI:
+    """Return the app with these settings; its lifespan creates the services."""
+    app = FastAPI(
+        title="Churn predictions",
+        description="Accepts the features of a bank's customer, answers with a task id at once, computes the "
+        "probability of churn, and keeps it until it is fetched.",
+        # `include_router` would cost each request 9 µs; `python -m benchmarks.routes` prints it.
+        routes=[*api.predictions.router.routes, *api.batches.router.routes, *api.operations.router.routes],
+        lifespan=partial(_lifespan, settings),
+        redirect_slashes=False,
+        docs_url=None,  # api/http/swagger.py serves /docs
+        redoc_url=None,
+        # FastAPI's records of refused bodies would repeat customers; checking its configuration costs 3 µs a request.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
+    )
+    add_exception_handlers(app)
+    api.batches.add_batch_exception_handlers(app)
+    add_docs(app)
+    customize_openapi(app, is_key_required=bool(settings.api_keys))
+    add_head_routes(app)
+    if digests := parse_digests(settings.api_keys):
+        app.add_middleware(APIKeyMiddleware, digests=digests)
+    return app
+
+
+app = create_app(settings)

@@ -4,77 +4,55 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
-Count = Annotated[int, Field(ge=0, le=100_000)]
 Dollars = Annotated[float, Field(ge=0, le=100_000_000, allow_inf_nan=False)]
 Ratio = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
+
+
+def _add_example(schema: dict[str, Any]) -> None:
+    """Add the example of a customer, which has the example of each feature."""
+    schema["examples"] = [{name: feature["examples"][0] for name, feature in schema["properties"].items()}]
 
 
 class Customer(BaseModel):
     """The features of a customer, as BankChurners.csv has them; other fields are ignored."""
 
-    model_config = ConfigDict(
-        strict=True,
-        use_attribute_docstrings=True,
-        json_schema_extra={
-            "examples": [
-                {
-                    "Customer_Age": 45,
-                    "Gender": "M",
-                    "Dependent_count": 3,
-                    "Education_Level": "High School",
-                    "Marital_Status": "Married",
-                    "Income_Category": "$60K - $80K",
-                    "Card_Category": "Blue",
-                    "Months_on_book": 39,
-                    "Total_Relationship_Count": 5,
-                    "Months_Inactive_12_mon": 1,
-                    "Contacts_Count_12_mon": 3,
-                    "Credit_Limit": 12691,
-                    "Total_Revolving_Bal": 777,
-                    "Avg_Open_To_Buy": 11914,
-                    "Total_Amt_Chng_Q4_Q1": 1.335,
-                    "Total_Trans_Amt": 1144,
-                    "Total_Trans_Ct": 42,
-                    "Total_Ct_Chng_Q4_Q1": 1.625,
-                    "Avg_Utilization_Ratio": 0.061,
-                }
-            ]
-        },
-    )
+    model_config = ConfigDict(strict=True, use_attribute_docstrings=True, json_schema_extra=_add_example)
 
-    Customer_Age: Annotated[int, Field(ge=16, le=120)]
+    Customer_Age: int = Field(ge=16, le=120, examples=[45])
     """Age in years."""
-    Gender: Literal["F", "M"]
-    Dependent_count: Annotated[int, Field(ge=0, le=50)]
+    Gender: Literal["F", "M"] = Field(examples=["M"])
+    Dependent_count: int = Field(ge=0, le=50, examples=[3])
     Education_Level: Literal[
         "Uneducated", "High School", "College", "Graduate", "Post-Graduate", "Doctorate", "Unknown"
-    ]
-    Marital_Status: Literal["Divorced", "Married", "Single", "Unknown"]
-    Income_Category: Literal["Less than $40K", "$40K - $60K", "$60K - $80K", "$80K - $120K", "$120K +", "Unknown"]
+    ] = Field(examples=["High School"])
+    Marital_Status: Literal["Divorced", "Married", "Single", "Unknown"] = Field(examples=["Married"])
+    Income_Category: Literal["Less than $40K", "$40K - $60K", "$60K - $80K", "$80K - $120K", "$120K +", "Unknown"] = (
+        Field(examples=["$60K - $80K"])
+    )
     """Income per year, in US dollars."""
-    Card_Category: Literal["Blue", "Silver", "Gold", "Platinum"]
-    Months_on_book: Annotated[int, Field(ge=0, le=1_200)]
+    Card_Category: Literal["Blue", "Silver", "Gold", "Platinum"] = Field(examples=["Blue"])
+    Months_on_book: int = Field(ge=0, le=1_200, examples=[39])
     """Months since the customer's first account."""
-    Total_Relationship_Count: Annotated[int, Field(ge=0, le=1_000)]
+    Total_Relationship_Count: int = Field(ge=0, le=1_000, examples=[5])
     """Products of the bank that the customer holds."""
-    Months_Inactive_12_mon: Annotated[int, Field(ge=0, le=12)]
+    Months_Inactive_12_mon: int = Field(ge=0, le=12, examples=[1])
     """Months without activity in the last 12."""
-    Contacts_Count_12_mon: Annotated[int, Field(ge=0, le=10_000)]
+    Contacts_Count_12_mon: int = Field(ge=0, le=10_000, examples=[3])
     """Contacts in the last 12 months."""
-    Credit_Limit: Dollars
-    Total_Revolving_Bal: Dollars
+    Credit_Limit: Dollars = Field(examples=[12691])
+    Total_Revolving_Bal: Dollars = Field(examples=[777])
     """Balance carried over from month to month, in US dollars."""
-    Avg_Open_To_Buy: Annotated[float, Field(ge=-100_000_000, le=100_000_000, allow_inf_nan=False)]
+    Avg_Open_To_Buy: float = Field(ge=-100_000_000, le=100_000_000, allow_inf_nan=False, examples=[11914])
     """Credit still open, averaged over the last 12 months, in US dollars; below 0 is over the limit."""
-    Total_Amt_Chng_Q4_Q1: Ratio
+    Total_Amt_Chng_Q4_Q1: Ratio = Field(examples=[1.335])
     """Amount of the transactions of the fourth quarter over that of the first."""
-    Total_Trans_Amt: Dollars
+    Total_Trans_Amt: Dollars = Field(examples=[1144])
     """Amount of the transactions of the last 12 months, in US dollars."""
-    Total_Trans_Ct: Count
+    Total_Trans_Ct: int = Field(ge=0, le=100_000, examples=[42])
     """Transactions in the last 12 months."""
-    Total_Ct_Chng_Q4_Q1: Ratio
+    Total_Ct_Chng_Q4_Q1: Ratio = Field(examples=[1.625])
     """Number of the transactions of the fourth quarter over that of the first."""
-    Avg_Utilization_Ratio: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+    Avg_Utilization_Ratio: float = Field(ge=0, le=100, allow_inf_nan=False, examples=[0.061])
     """Share of the credit limit in use; above 1 is over the limit."""
 
     WIDENING_VALIDATORS: ClassVar = frozenset({"_accept_whole_numbers_as_integers"})
@@ -205,7 +183,7 @@ class ModelCard(BaseModel):
             "examples": [
                 {
                     "name": "churn",
-                    "description": "The probability that a customer closes the account, from 19 features.",
+                    "description": "The probability that a customer closes the account.",
                     "version": "2eb71a7af843",
                     "created": "2026-11-25",
                     "sha256": "2eb71a7af84386440557a419f1162a23166278abacd05088cc834e0f52965fbf",
@@ -300,6 +278,7 @@ class Ready(BaseModel):
                             "clock_skew_s": 0.001,
                         }
                     },
+                    "messages": {"churn": 0, "churn.batch": 0},
                     "consumers": {"churn": 1, "churn.batch": 1},
                     "warnings": [],
                 }
@@ -316,6 +295,8 @@ class Ready(BaseModel):
     """Whether the last predictions were accepted."""
     workers: dict[str, WorkerState]
     """The status of each live worker, by its name."""
+    messages: dict[str, int]
+    """By queue, the messages that no worker has taken yet; a message has one or more predictions."""
     consumers: dict[str, int]
     """By queue, the consumers that RabbitMQ reports; Valkey and Redis do not count them."""
     warnings: list[str]

@@ -4,7 +4,7 @@ import argparse
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,13 +85,14 @@ def reason_of(error: BaseException) -> str:
     return reason_of(cause) if cause else getattr(error, "strerror", None) or "the connection was lost"
 
 
-if __name__ == "__main__":
+def main(words: Sequence[str] | None = None) -> None:
+    """Print the probability; exit with one sentence if there is none."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="address of the service")
     parser.add_argument("--interval", type=float, default=5, help="seconds from one attempt to the next")
     parser.add_argument("--attempts", type=int, default=5, help="times to ask for the result")
     parser.add_argument("--key-file", type=Path, help="a file with your API key, if the service needs one")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     url, key = arguments.url.rstrip("/"), read_key(arguments.key_file) if arguments.key_file else None
     try:
         print(predict(url, key, CUSTOMER, arguments.interval, arguments.attempts))
@@ -103,3 +104,7 @@ if __name__ == "__main__":
         sys.exit(f"{arguments.url} is not the churn service: its answer has another form")
     except KeyboardInterrupt:
         sys.exit("Stopped")
+
+
+if __name__ == "__main__":
+    main()

@@ -8,7 +8,7 @@ import io
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from itertools import islice
+from itertools import chain, islice
 from operator import itemgetter
 from typing import IO, Any
 
@@ -25,7 +25,8 @@ BLANK: Any = object()
 """A row whose cells are all empty; it has no number."""
 
 _DELIMITERS = ",;\t"
-_SEP = re.compile(r"sep=(.)", re.IGNORECASE)  # the first line that Excel writes and reads
+# The first line that Excel writes and reads. From Python 3.13 on, csv raises ValueError for a quote or a blank.
+_SEP = re.compile(r'sep=([^"\s]|\t)', re.IGNORECASE)
 _WITH_COMMA = re.compile(r"[+-]?\d+,\d+(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _END_OF_FILE = "\x1a"  # Ctrl-Z, which old programs write at the end
@@ -91,8 +92,7 @@ class _Records:
 
 
 def _read_rows(records: _Records, schema: type[BaseModel]) -> Iterator[tuple[int, dict[str, str] | Any]]:
-    lines = iter(records)
-    delimiter, header = _read_header(records, lines, schema)
+    delimiter, header, lines = _read_header(records, iter(records), schema)
     select = _select_features(header, schema, has_decimal_commas=delimiter == ";")
     width = len(header)
     reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=True)
@@ -113,20 +113,37 @@ def _read_rows(records: _Records, schema: type[BaseModel]) -> Iterator[tuple[int
         raise MalformedBatch(f"from line {line}: {error}") from error
 
 
-def _read_header(records: _Records, lines: Iterator[str], schema: type[BaseModel]) -> tuple[str, Row]:
-    """Return the delimiter and the cells of the first row that is not blank."""
-    names = _names(schema)
-    delimiters, reader = _DELIMITERS, csv.reader(lines)  # not strict: the delimiter is not known yet
-    for _ in range(_HEADER_WITHIN):
-        if next(reader, None) is None:
+def _read_header(records: _Records, lines: Iterator[str], schema: type[BaseModel]) -> tuple[str, Row, Iterator[str]]:
+    """Return the delimiter, the cells of the first row that is not blank, and the lines after it."""
+    delimiters = _DELIMITERS
+    for line in islice(lines, _HEADER_WITHIN):
+        if found := _SEP.fullmatch(line.strip("\r\n")):
+            delimiters = found[1]
+        elif line.strip().strip(_DELIMITERS):
             break
-        text = records.end_record()
-        if found := _SEP.fullmatch(text.strip("\r\n")):
-            delimiters, reader = found[1], csv.reader(lines, delimiter=found[1])
-        elif text.strip().strip(_DELIMITERS):
-            candidates = [(one, _cells(text, one)) for one in delimiters]
-            return max(candidates, key=lambda one: sum(_key(cell) in names for cell in one[1]))
-    raise MalformedBatch(f"the body is empty, or has no header within its first {_HEADER_WITHIN} rows")
+        records.end_record()
+    else:
+        raise MalformedBatch(f"the body is empty, or has no header within its first {_HEADER_WITHIN} rows")
+    header = [line]
+    delimiter, has_names = _delimiter(line, delimiters, schema)
+    quotes = line.count('"')
+    while not has_names and quotes % 2 and (line := next(lines, "")):  # the line ends within quotes
+        header.append(line)
+        quotes += line.count('"')
+    if not has_names:
+        delimiter, _ = _delimiter("".join(header), delimiters, schema)
+    rest = chain(header, lines)
+    cells = next(csv.reader(rest, delimiter=delimiter, skipinitialspace=True))  # not strict: names may have a quote
+    records.end_record()
+    return delimiter, cells, rest
+
+
+def _delimiter(text: str, delimiters: str, schema: type[BaseModel]) -> tuple[str, bool]:
+    """Return the delimiter that makes most names of features from a header, and whether it makes one."""
+    names = _names(schema)
+    counts = {one: sum(_key(cell) in names for cell in _cells(text, one)) for one in delimiters}
+    best = max(counts, key=counts.__getitem__)
+    return best, counts[best] > 0
 
 
 def _cells(text: str, delimiter: str) -> Row:

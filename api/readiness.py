@@ -7,7 +7,7 @@ from typing import Any
 
 from celery_task_app.errors import BrokerUnavailable, ResultStoreUnavailable
 from celery_task_app.messaging.messages import ChunkMessage, PredictionMessage
-from celery_task_app.messaging.publisher import probe_broker
+from celery_task_app.messaging.publisher import QueueCounts, probe_broker
 from celery_task_app.store.connection import AsyncStoreClient
 from celery_task_app.store.customer_schema import publish_customer_schema
 from celery_task_app.store.worker_status import WorkerStatus, can_predict, list_worker_statuses
@@ -29,6 +29,7 @@ class Readiness:
         subscription: "up", or the reason why this process learns of no completion.
         submissions: "up", or the reason why the last predictions were not accepted.
         workers: the status of each live worker, by name.
+        messages: by queue, the number of messages that no worker has taken yet.
         consumers: by queue, the number of consumers that the broker reports; empty if it does not count them.
         warnings: problems that prevent no prediction.
     """
@@ -38,6 +39,7 @@ class Readiness:
     subscription: str = _UP
     submissions: str = _UP
     workers: dict[str, WorkerStatus] = field(default_factory=dict)
+    messages: dict[str, int] = field(default_factory=dict)
     consumers: dict[str, int] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
@@ -50,7 +52,7 @@ class Readiness:
             "The subscription to completions": self.subscription,
             "The last submission": self.submissions,
         }
-        found = [f"{name} failed: {state}." for name, state in parts.items() if state != _UP]
+        found = [f"{name} failed: {state.rstrip('.')}." for name, state in parts.items() if state != _UP]
         if self.result_store == _UP:
             found += [
                 f"No worker that can predict consumes `{queue}`, the queue of {content}: see workers."
@@ -115,7 +117,7 @@ class ReadinessCheck:
         await self._store.aclose()
 
     async def _check_all(self) -> Readiness:
-        (broker, consumers), (result_store, workers, warnings) = await asyncio.gather(
+        (broker, queues), (result_store, workers, warnings) = await asyncio.gather(
             self._check_broker(), self._check_store()
         )
         self._checked_at = asyncio.get_running_loop().time()
@@ -125,11 +127,12 @@ class ReadinessCheck:
             subscription=_UP if self._is_subscribed() else "the result store does not answer on it",
             submissions=self._failure() or _UP,
             workers=workers,
-            consumers=consumers,
+            messages={queue: counts.messages for queue, counts in queues.items()},
+            consumers={queue: counts.consumers for queue, counts in queues.items() if counts.consumers is not None},
             warnings=warnings,
         )
 
-    async def _check_broker(self) -> tuple[str, dict[str, int]]:
+    async def _check_broker(self) -> tuple[str, dict[str, QueueCounts]]:
         try:
             async with asyncio.timeout(_WITHIN_S):
                 return _UP, await asyncio.to_thread(probe_broker, self._broker_uri)

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from benchmarks import stand
-from test_client import CUSTOMER
+from tests.harness.customers import CUSTOMER
 from tests.harness.service import Service
 
 _ROWS = 1_000
@@ -46,7 +46,7 @@ def measure(servers: str, folder: Path, processes: int, *, warm_up: bool) -> tup
 
 
 def main() -> None:
-    """Measure 1, 2 and 4 processes, with and without WARM_UP, and print a table for the README."""
+    """Measure 1, 2 and 4 processes, with and without WARM_UP, and print a table for docs/benchmarks.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--servers", choices=stand.SERVERS, help="default: RabbitMQ + Redis if they are installed")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])

@@ -28,7 +28,7 @@ from celery_task_app.settings import Settings
 from celery_task_app.store.batches import BatchStore
 from celery_task_app.store.connection import connect
 from celery_task_app.store.predictions import Outcome, PredictionStore
-from test_client import CUSTOMER
+from tests.harness.customers import CUSTOMER
 
 STAGES = (
     ("mark as queued", ("mark_queued (",)),

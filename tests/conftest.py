@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from test_client import CUSTOMER
 from tests.harness.clocks import LIBFAKETIME
+from tests.harness.customers import CUSTOMER
 from tests.harness.processes import ROOT
 from tests.harness.servers import Servers, missing_programs, running_servers
 from tests.harness.service import Service, running_service
@@ -61,7 +61,7 @@ def service(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture
 def customer() -> dict[str, Any]:
-    """The article's customer."""
+    """The example customer of `models.Customer`."""
     return dict(CUSTOMER)
 
 

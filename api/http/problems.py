@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 
 from api.http.responses import HEADERS, RETRY_AFTER_S, Responses
 from celery_task_app import errors
-from models import Fault, Problem
+from models import Customer, Fault, Problem
 
 MEDIA_TYPE = "application/problem+json"
 _WITH_RETRY_AFTER = {HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
@@ -278,8 +278,8 @@ def problem_responses(*kinds: ProblemType) -> Responses:
             response["headers"]["Retry-After"] = HEADERS["Retry-After"]
         example = Problem(type=kind.type, title=kind.title, status=kind.status, detail=f"{kind.title}.")
         if kind is ProblemType.INVALID_FEATURES:
-            message = "Input should be greater than or equal to 16"
-            example.errors = [Fault(pointer="#/Customer_Age", code="greater_than_equal", message=message)]
+            feature = next(iter(Customer.model_fields))
+            example.errors = [Fault(pointer=f"#/{feature}", code="missing", message="Field required")]
         examples = response["content"][MEDIA_TYPE].setdefault("examples", {})
         examples[kind.slug] = {"value": example.model_dump(mode="json", exclude_none=True)}
     return responses

@@ -16,16 +16,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, NoReturn
 
 ROOT = Path(__file__).resolve().parents[2]
-DATA = ROOT / ".data"  # the logs, the lock, and Valkey's append-only file
+DATA = ROOT / ".data"  # the logs, the lock, ENV, and Valkey's append-only file
+ENV = DATA / "env"  # for a second terminal: the addresses of the embedded Valkey, and the port of the API
 HOST = "127.0.0.1"
+DEFAULT_PORT = "8000"
+VALKEY_PORT = 6390  # near 6379, which a Redis of this machine may use
 CLIENT = "test_client"
 READY_WITHIN_S = 120.0
 STOP_WITHIN_S = 15.0  # a task may take 10 s
 LOG_LINES = 15
+LOG_BYTES = 10_000_000
+MARK = "--- start "  # the line between two starts in a log
 
 
 class Stack(contextlib.ExitStack):
@@ -43,8 +49,13 @@ class Stack(contextlib.ExitStack):
         self._stop_requested = True  # no exception: a part may have started, and may not be registered yet
 
     def start(self, name: str, *command: str, **environment: str) -> subprocess.Popen[bytes]:
-        """Start a part with a log in `.data/`."""
-        with log_of(name).open("wb") as log:
+        """Start a part, and append its output to a log in `.data/`."""
+        path = log_of(name)
+        if path.exists() and path.stat().st_size > LOG_BYTES:
+            path.replace(f"{path}.1")
+        with path.open("ab") as log:
+            log.write(f"{MARK}{datetime.now(UTC).isoformat(timespec='seconds')} ---\n".encode())
+            log.flush()
             part = subprocess.Popen(  # noqa: S603 - no shell, and every command is in this file
                 command,
                 cwd=ROOT,
@@ -70,9 +81,8 @@ class Stack(contextlib.ExitStack):
                 raise SystemExit(0)
             for name, part in self._parts.items():
                 if part.poll() is not None and (part.returncode or name != CLIENT):
-                    lines = log_of(name).read_text(errors="replace").splitlines()[-LOG_LINES:]
                     ended = f"The {name} ended: exit code {part.returncode}, log .data/{log_of(name).name}:"
-                    fail("\n".join([ended, *lines]), 1)
+                    fail("\n".join([ended, *lines_of(name)[-LOG_LINES:]]), 1)
             if time.monotonic() > deadline:
                 fail(f"Not ready after {within_s:.0f} s, see the logs in .data/. Last answer: {last}", 1)
 
@@ -92,6 +102,11 @@ def log_of(name: str) -> Path:
     return DATA / f"{name.lower()}.log"
 
 
+def lines_of(name: str) -> list[str]:
+    """Return the lines of a part's log since its last start."""
+    return log_of(name).read_text(errors="replace").rpartition(MARK)[2].splitlines()[1:]
+
+
 def fail(reason: str, code: int) -> NoReturn:
     """Print the reason and exit: code 2 before a part has started, code 1 afterwards."""
     print(reason, file=sys.stderr, flush=True)
@@ -103,12 +118,27 @@ def given_uris() -> dict[str, str]:
     uris = {name: uri for name in ("BROKER_URI", "BACKEND_URI") if (uri := os.environ.get(name))}
     if len(uris) == 1:
         fail("Set BROKER_URI and BACKEND_URI both, or neither: then an embedded Valkey is both.", 2)
+    if uris.items() <= read_env().items():
+        return {}  # this terminal has read ENV, so they are the addresses of the last embedded Valkey
     return uris
+
+
+def read_env() -> dict[str, str]:
+    """Return the variables of the last start, which `.data/env` has."""
+    exports = (line.removeprefix("export ") for line in (ENV.read_text().splitlines() if ENV.exists() else []))
+    return {name: value for name, separator, value in (line.partition("=") for line in exports) if separator}
+
+
+def write_env(variables: dict[str, str]) -> None:
+    """Write `.data/env`, which only this user can read."""
+    ENV.unlink(missing_ok=True)
+    with os.fdopen(os.open(ENV, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.writelines(f"export {name}={value}\n" for name, value in variables.items())
 
 
 def given_port() -> int:
     """Return the port of the API, after a check that it is free."""
-    port = os.environ.get("PORT") or "8000"
+    port = os.environ.get("PORT") or DEFAULT_PORT
     if not (port.isdecimal() and 0 < int(port) <= 65_535):  # noqa: PLR2004 - the highest TCP port
         fail(f"PORT is {port!r}, but should be a number from 1 to 65535.", 2)
     try:
@@ -117,6 +147,11 @@ def given_port() -> int:
         reason = f"Port {port} cannot be used: {os.strerror(error.errno or 0)}."
         fail(f"{reason} Stop the program that uses it, or choose another port with 'PORT=8001 make run'.", 2)
     return int(port)
+
+
+def port_of_last_start() -> str:
+    """Return the port of the API: PORT, or the port of the last start."""
+    return os.environ.get("PORT") or read_env().get("PORT") or DEFAULT_PORT
 
 
 def hold_lock() -> IO[str]:
@@ -151,10 +186,17 @@ def valkey_program() -> str:
     return str(get_binary_path())
 
 
-def start_valkey(stack: Stack) -> dict[str, str]:
+def free_port(preferred: int) -> int:
+    """Return the preferred port if it is free, else any free one."""
+    for port in (preferred, 0):
+        with contextlib.suppress(OSError), socket.create_server((HOST, port)) as probe:
+            return int(probe.getsockname()[1])
+    fail("No port is free for the embedded Valkey.", 2)
+
+
+def start_valkey(stack: Stack, preferred_port: int) -> dict[str, str]:
     """Start the broker and result store of `.data/`; return its addresses."""
-    with socket.create_server((HOST, 0)) as probe:
-        port = str(probe.getsockname()[1])
+    port = str(free_port(preferred_port))
     options = ("--bind", HOST, "--port", port, "--dir", str(DATA), "--appendonly", "yes", "--save", "")
     stack.start("Valkey", valkey_program(), *options, "--maxmemory-policy", "noeviction")
     return {"BROKER_URI": f"redis://{HOST}:{port}/0", "BACKEND_URI": f"redis://{HOST}:{port}/1"}
@@ -171,16 +213,23 @@ def obstacle_to_readiness(port: int) -> str:
             return f"GET /readyz: {error!r}"
 
 
-def main(ready_within_s: float = READY_WITHIN_S) -> None:
+def main(ready_within_s: float = READY_WITHIN_S, valkey_port: int = VALKEY_PORT) -> None:
     """Start the parts, print a first prediction, and serve until SIGINT, SIGTERM or SIGHUP."""
     uris, python = given_uris(), sys.executable
+    is_embedded = not uris
     with hold_lock() as lock, Stack(lock) as stack:
         port = given_port()
         url = f"http://{HOST}:{port}"
-        print(f"Starting {'' if uris else 'Valkey, '}a worker and the API ...", flush=True)
-        uris = uris or start_valkey(stack)
+        print(f"Starting {'Valkey, ' if is_embedded else ''}a worker and the API ...", flush=True)
+        worker_only = {"WARM_UP": "true"}
+        if is_embedded:
+            uris = start_valkey(stack, valkey_port)
+            # For `celery inspect`. It gives no program more power: Valkey already obeys every program of this machine.
+            worker_only["REMOTE_CONTROL"] = os.environ.get("REMOTE_CONTROL") or "true"
+        # Given addresses may have passwords, so they are neither written nor printed.
+        write_env((uris if is_embedded else {}) | {"PORT": str(port)})
         worker = ("celery", "-A", "celery_task_app.worker", "worker", "-l", "info")
-        stack.start("worker", python, "-m", *worker, WARM_UP="true", **uris)
+        stack.start("worker", python, "-m", *worker, **worker_only, **uris)
         api = ("uvicorn", "app:app", "--port", str(port), "--timeout-graceful-shutdown", "10")
         stack.start("API", python, "-m", *api, **uris)
         stack.wait_while(lambda: obstacle_to_readiness(port), ready_within_s)
@@ -191,7 +240,10 @@ def main(ready_within_s: float = READY_WITHIN_S) -> None:
             options = ("--url", url, "--interval", "0.1", "--attempts", "1000")
             client = stack.start(CLIENT, python, "test_client.py", *options, no_proxy=HOST)
             stack.wait_while(lambda: "" if client.poll() == 0 else "test_client.py runs")
-            print(f"The probability of churn of the example customer: {log_of(CLIENT).read_text().strip()}")
+            print(f"The probability of churn of the example customer: {' '.join(lines_of(CLIENT))}")
+        if is_embedded:
+            print(f"The broker is {uris['BROKER_URI']}, the result store {uris['BACKEND_URI']}.")
+            print("For celery and redis-cli in a second terminal: . .data/env")
         print(f"Serving on {url} (docs at /docs, logs in .data/). Ctrl-C stops it.", flush=True)
         stack.wait_while(lambda: "serving")
 

@@ -12,7 +12,7 @@ import signal
 import struct
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -52,11 +52,12 @@ class WorkerHealth:
         model_version: of the model, as the status shows it.
     """
 
-    def __init__(self, hostname: str, backend_uri: str) -> None:
+    def __init__(self, hostname: str, backend_uri: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.hostname = hostname
         self.pid = os.getpid()
         self.model_version = ""
         self._backend_uri = backend_uri
+        self._clock = clock
         self._shared = mmap.mmap(-1, _LOADS + _SLOT_BYTES * _MAX_PROCESSES)
         self._stuck_statuses = 0
         self._loading: set[int] = set()  # pids of pool processes that had not loaded the model at the last check
@@ -127,7 +128,7 @@ class WorkerHealth:
             queues: the names of the queues that this worker consumes.
         """
         (last_run,) = struct.unpack_from("d", self._shared, _LAST_RUN)
-        silent_s = time.monotonic() - last_run if last_run else 0
+        silent_s = self._clock() - last_run if last_run else 0
         is_loaded = bool(self._loaded({process.pid for process in active_children()} | {self.pid}))
         status = WorkerStatus(
             model="loaded" if is_loaded else "not loaded yet",
@@ -169,7 +170,7 @@ class WorkerHealth:
 
     def _record_progress(self) -> None:
         while True:
-            struct.pack_into("d", self._shared, _LAST_RUN, time.monotonic())
+            struct.pack_into("d", self._shared, _LAST_RUN, self._clock())
             time.sleep(_PROGRESS_PERIOD_S)
 
     @contextmanager

@@ -126,18 +126,19 @@ def name_worker_by_process(instance: Any, **_: object) -> None:
         instance.hostname = f"celery-{os.getpid()}@{host}"
 
 
-def exit_in_time(exit_code: int) -> None:
-    """Exit after `STOP_WITHIN_S` seconds, even if the broker does not answer; it redelivers unacknowledged messages.
+def exit_in_time(exit_code: int, within_s: float = STOP_WITHIN_S) -> None:
+    """Exit after some seconds, even if the broker does not answer; it redelivers unacknowledged messages.
 
     Args:
         exit_code: 0 if the stop was requested, so that a supervisor does not count it as a failure.
+        within_s: seconds until the exit.
     """
 
     def exit_now() -> None:
-        logger.error("the broker did not answer within %s s of the stop: exiting without it", STOP_WITHIN_S)
+        logger.error("the broker did not answer within %s s of the stop: exiting without it", within_s)
         os._exit(exit_code)
 
-    timer = threading.Timer(STOP_WITHIN_S, exit_now)
+    timer = threading.Timer(within_s, exit_now)
     timer.daemon = True
     timer.start()
 

@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from typing import Any
+from typing import Any, NamedTuple
 
 from amqp.exceptions import MessageNacked, NotFound
 from kombu import Connection, Producer, Queue
@@ -42,15 +42,22 @@ def publisher_connection(uri: str) -> Connection:
     )
 
 
-def probe_broker(uri: str) -> dict[str, int]:
-    """Check that the broker accepts messages, and count the consumers of each queue that workers must consume.
+class QueueCounts(NamedTuple):
+    """The counts that the broker reports for a queue; on Valkey and Redis, which do not count them, no consumers."""
+
+    messages: int
+    consumers: int | None
+
+
+def probe_broker(uri: str) -> dict[str, QueueCounts]:
+    """Check that the broker accepts messages, and count for each queue that workers must consume.
 
     The message goes to an exchange that every RabbitMQ has and that has no queue: RabbitMQ accepts connections during a
     memory or disk alarm, but no message. A queue without a leader refuses messages too; RabbitMQ then reports that it
     has no consumer.
 
     Returns:
-        by queue, the number of its consumers; nothing on Valkey and Redis, which do not count them.
+        by queue, the number of messages that no worker has taken yet, and the number of consumers.
 
     Raises:
         BrokerUnavailable: the broker did not confirm, with the reason.
@@ -58,21 +65,26 @@ def probe_broker(uri: str) -> dict[str, int]:
     connection = publisher_connection(uri)
     try:
         connection.Producer(auto_declare=False).publish("", exchange="amq.fanout")
-        if connection.transport.driver_type != "amqp":
-            return {}
-        return {queue.name: _count_consumers(connection, queue) for queue in (PREDICTIONS, BATCHES)}
+        count = _count_amqp if connection.transport.driver_type == "amqp" else _count_redis
+        return {queue.name: count(connection, queue) for queue in (PREDICTIONS, BATCHES)}
     except (OperationalError, OSError, *connection.connection_errors, *connection.channel_errors) as error:
         raise BrokerUnavailable(f"{error}" or repr(error)) from error
     finally:
         connection.collect()
 
 
-def _count_consumers(connection: Connection, queue: Queue) -> int:
+def _count_amqp(connection: Connection, queue: Queue) -> QueueCounts:
     channel = connection.channel()  # RabbitMQ closes the channel if there is no such queue
     try:
-        return int(queue(channel).queue_declare(passive=True).consumer_count)
+        declared = queue(channel).queue_declare(passive=True)
     except NotFound:
-        return 0  # the first worker declares it
+        return QueueCounts(messages=0, consumers=0)  # the first worker declares it
+    return QueueCounts(declared.message_count, declared.consumer_count)
+
+
+def _count_redis(connection: Connection, queue: Queue) -> QueueCounts:
+    # An empty queue does not exist, so it is not only reported, but declared, which writes nothing.
+    return QueueCounts(queue(connection.default_channel).queue_declare().message_count, consumers=None)
 
 
 class Publisher:

@@ -103,7 +103,7 @@ class ChurnModel:
         """Return each customer's probability of churn.
 
         Args:
-            customers: n mappings of the 19 features of BankChurners.csv; amounts in US dollars. Other keys are ignored.
+            customers: n mappings of the manifest's features; amounts in US dollars. Other keys are ignored.
                 The pipeline decides about unknown categories.
 
         Returns:

@@ -70,7 +70,7 @@ PATIENCE = 40  # trees without a better log loss of a fold
 STUDY_FOLDER = Path(".data")
 # For the reader of the manifest; the numbers of the model card are measured.
 CARD = {
-    "description": "LightGBM and CatBoost averaged in one: the probability that a customer leaves, from 19 features.",
+    "description": "LightGBM and CatBoost averaged in one: the probability that a customer leaves.",
     "intended_use": "Ranking a bank's credit card customers for a friendly call; a person decides what to do.",
     "limits": [
         "The data come from one bank and one year: 10,127 customers, 16 % of them churners. Other banks will differ.",

@@ -1,4 +1,4 @@
-"""API keys: without one a request is 401, and a client sees nothing of another client."""
+"""API keys: a client sees nothing of another client. tests/unit/test_auth.py has all cases of a missing key."""
 
 import contextlib
 import hashlib
@@ -21,6 +21,8 @@ from tests.harness.processes import ROOT, until
 from tests.harness.servers import Servers
 from tests.harness.service import Service, running_service
 
+pytestmark = pytest.mark.parametrize("servers", ["valkey"], indirect=True)
+
 OURS, THEIRS = "one-of-two-keys", "the-other-key"
 
 
@@ -40,39 +42,22 @@ def request(service: Service, method: str, path: str, key: str, **options: Any) 
     return service.request(method, path, headers=headers, **options)
 
 
-@pytest.mark.parametrize(
-    "authorization",
-    [None, "", "Bearer", "Bearer ", "Bearer wrong", OURS, f"Basic {OURS}", f"Bearer {OURS}x", f"Bearer {digest(OURS)}"],
-)
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [
-        ("POST", "/churn/predict"),
-        ("GET", "/churn/result/00000000-0000-4000-8000-000000000000"),
-        ("DELETE", "/churn/result/1"),
-        ("GET", "/churn/model"),
-        ("POST", "/churn/batches"),
-        ("GET", "/nowhere"),
-    ],
-)
-def test_a_request_without_a_valid_key_is_401(
-    service: Service, method: str, path: str, authorization: str | None
-) -> None:
-    headers = {"Authorization": authorization} if authorization is not None else {}
-    response = service.request(method, path, headers=headers)
+@pytest.mark.parametrize("key", [None, f"{OURS}x"])
+@pytest.mark.parametrize(("method", "path"), [("POST", "/churn/predict"), ("DELETE", "/churn/result/1")])
+def test_a_request_without_a_valid_key_is_401(service: Service, method: str, path: str, key: str | None) -> None:
+    response = service.request(method, path) if key is None else request(service, method, path, key)
     assert_problem(response, ProblemType.UNAUTHORIZED)
     assert response.headers["www-authenticate"] == "Bearer"
 
 
-@pytest.mark.parametrize("path", ["/livez", "/readyz", "/docs", "/docs/assets/swagger-ui.css", "/openapi.json"])
-def test_health_and_docs_need_no_key(service: Service, path: str) -> None:
-    assert service.get(path).ok
+def test_health_and_docs_need_no_key(service: Service) -> None:
+    for path in ("/livez", "/readyz", "/docs", "/docs/assets/swagger-ui.css", "/openapi.json"):
+        assert service.get(path).ok
 
 
-@pytest.mark.parametrize("path", ["/docs/assets/../../churn/model", "/docs/assets/%2e%2e/%2e%2e/churn/model", "//docs"])
-def test_no_path_avoids_the_key(service: Service, path: str) -> None:
+def test_no_path_avoids_the_key(service: Service) -> None:
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", service.port, timeout=30)) as connection:
-        connection.request("GET", path)  # `requests` would normalise the path.
+        connection.request("GET", "/docs/assets/%2e%2e/%2e%2e/churn/model")  # `requests` would normalise the path
         assert connection.getresponse().status in (401, 404)
 
 
@@ -120,11 +105,9 @@ def test_no_key_is_in_a_log(service: Service) -> None:
     assert "a-wrong-one" not in log
 
 
-def test_openapi_documents_the_key_of_each_operation(service: Service) -> None:
+def test_openapi_requires_the_key(service: Service) -> None:
     document = service.get("/openapi.json").json()
-    assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
     assert document["paths"]["/churn/predict"]["post"]["security"] == [{"key": []}]
-    assert "security" not in document["paths"]["/readyz"]["get"]
 
 
 @pytest.mark.parametrize(

@@ -35,8 +35,8 @@ def peak_bytes(service: Service) -> int:
 
 
 HOSTILE = {
-    "a header of millions of columns": lambda: b",".join(b"c%d" % number for number in range(4_000_000)),
-    "a header over many lines": lambda: b",".join(b'"c%d\n"' % number for number in range(3_000_000)),
+    "a header of millions of columns": lambda: b",".join(b"c%d" % number for number in range(2_000_000)),
+    "a header over many lines": lambda: b",".join(b'"c%d\n"' % number for number in range(1_500_000)),
     "an unclosed quote": lambda: b'Gender,"' + b"x\n" * 16_000_000,
     "one line": lambda: b"x" * 33_000_000,
 }

@@ -14,6 +14,8 @@ from tests.harness.customers import Row, as_ndjson, repeated_csv
 from tests.harness.processes import ROOT, until
 from tests.harness.service import Service
 
+on_valkey = pytest.mark.parametrize("servers", ["valkey"], indirect=True)  # nothing here depends on the broker
+
 UPLOAD = (
     "import sys, requests\n"
     "answer = requests.post(sys.argv[1], data=open(sys.argv[2], 'rb'), headers={'content-type': sys.argv[3]})\n"
@@ -21,7 +23,12 @@ UPLOAD = (
 )
 
 
-@pytest.mark.parametrize("media_type", ["text/csv", "application/x-ndjson"])
+# Each format and each back-end once: a format does not depend on the back-end.
+@pytest.mark.parametrize(
+    ("servers", "media_type"),
+    [("valkey", "application/x-ndjson"), ("rabbitmq", "text/csv")],
+    indirect=["servers"],
+)
 def test_100_000_rows_delay_no_request_and_do_not_fill_memory(
     service: Service, customer: Row, tmp_path: Path, media_type: str
 ) -> None:
@@ -63,6 +70,7 @@ def test_a_result_store_that_is_frozen_for_a_while_loses_no_row(service: Service
     assert len(service.batch_rows(url)) == 50_000
 
 
+@on_valkey
 def test_the_benchmark_of_batches_runs(service: Service, customer: Row, tmp_path: Path) -> None:
     (tmp_path / "customers.csv").write_text(repeated_csv(customer, 100))
     command = [sys.executable, "-m", "benchmarks.bulk", str(tmp_path / "customers.csv"), "--url", service.url]
@@ -76,6 +84,7 @@ def test_the_benchmark_of_batches_runs(service: Service, customer: Row, tmp_path
     ]
 
 
+@on_valkey
 @pytest.mark.skipif(not DATA.exists(), reason=f"no data set at {DATA}: set DATA")
 def test_bankchurners_csv_is_scored_as_by_the_model(service: Service) -> None:
     program = (

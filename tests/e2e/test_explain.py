@@ -10,8 +10,9 @@ import requests
 
 from api.http.problems import ProblemType
 from tests.harness.assertions import assert_problem
-from tests.harness.servers import Servers
-from tests.harness.service import Service, running_api
+from tests.harness.service import Service
+
+pytestmark = pytest.mark.parametrize("servers", ["valkey"], indirect=True)
 
 Customer = dict[str, Any]
 
@@ -70,16 +71,3 @@ def test_explain_belongs_to_the_body_of_an_idempotency_key(
     assert first.json()["task_id"] == second.json()["task_id"]
     assert_reasons(service.ended(first.json()["task_id"]).json())
     assert_problem(post(service, customer, None, **key), ProblemType.IDEMPOTENCY_KEY_REUSED)
-
-
-@pytest.mark.parametrize("explain", ["maybe", "", "1"])
-def test_explain_must_be_true_or_false(service: Service, customer: Customer, explain: str) -> None:
-    body = assert_problem(post(service, customer, explain), ProblemType.BAD_PARAMETER)
-    assert [fault["pointer"] for fault in body["errors"]] == ["#/explain"]
-
-
-def test_a_model_without_reasons_is_422(servers: Servers, tmp_path: Path, customer: Customer) -> None:
-    with running_api(servers, tmp_path, MODEL_PATH=str(tmp_path / "mine.joblib")) as api:
-        assert_problem(post(api, customer), ProblemType.NOT_EXPLAINABLE)
-        (tmp_path / "mine.json").write_text('{"name": "mine", "explains": false}')
-        assert_problem(post(api, customer), ProblemType.NOT_EXPLAINABLE)

@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from tests.harness.processes import ROOT, free_port
 from tests.harness.service import Service
 
@@ -13,6 +15,7 @@ def load(url: str, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
 
 
+@pytest.mark.parametrize("servers", ["valkey"], indirect=True)
 def test_every_prediction_of_a_load_is_measured(service: Service) -> None:
     run = load(service.url, "--requests", "50", "--clients", "4", "--json")
     assert run.returncode == 0, run.stdout + run.stderr

@@ -19,6 +19,8 @@ from tests.harness.processes import ROOT, until
 from tests.harness.servers import Servers
 from tests.harness.service import Service, running_api, running_service
 
+on_valkey = pytest.mark.parametrize("servers", ["valkey"], indirect=True)  # the broker makes no difference
+
 ARTIFACTS = ROOT / "celery_task_app/ml/artifacts"
 
 
@@ -79,6 +81,7 @@ def failed_models(api: Service) -> list[str]:
     return [status["detail"] for status in statuses if status["model"] == "failed"]
 
 
+@on_valkey
 @pytest.mark.parametrize(("damage", "reason"), DAMAGE.values(), ids=DAMAGE)
 def test_an_unusable_model_stops_the_worker_with_one_error(
     api: Service, model: Path, damage: Callable[[Path], None], reason: str
@@ -93,6 +96,7 @@ def test_an_unusable_model_stops_the_worker_with_one_error(
     until(lambda: failed_models(api) == [error])  # readiness may be a second old
 
 
+@on_valkey
 def test_golden_rows_with_other_probabilities_stop_the_worker(api: Service, model: Path) -> None:
     golden = [row | {"probability": 0.5} for row in MANIFEST["golden"]]
     model.with_suffix(".json").write_text(json.dumps(MANIFEST | {"golden": golden}))
@@ -149,6 +153,7 @@ def test_a_worker_whose_processes_end_while_they_load_stops_and_fails_no_predict
             assert api.batch_ended(batch)["failed"] == 0
 
 
+@on_valkey
 def test_a_process_that_is_forked_with_the_model_predicts(
     servers: Servers, tmp_path: Path, customer: dict[str, Any]
 ) -> None:
@@ -163,6 +168,7 @@ def test_a_process_that_is_forked_with_the_model_predicts(
         assert service.worker.text().count("model loaded") == 1
 
 
+@on_valkey
 def test_a_model_with_many_threads_predicts_after_the_fork(
     servers: Servers, tmp_path: Path, customer: dict[str, Any]
 ) -> None:

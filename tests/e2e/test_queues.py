@@ -1,7 +1,5 @@
 """Queues and brokers that change: a worker waits for them, and consumes every queue that the service uses."""
 
-import contextlib
-import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +12,8 @@ from celery.exceptions import QueueNotFound
 from kombu import Queue
 
 from celery_task_app.worker import BATCHES, DEAD, PREDICT_TASK, PREDICTIONS, app
-from tests.harness.processes import until
+from tests.harness.processes import Process, await_connections, until
+from tests.harness.proxy import proxy
 from tests.harness.servers import Servers, embedded_valkey, start_redis
 from tests.harness.service import Service, running_api, running_service
 
@@ -59,14 +58,16 @@ def test_a_message_that_reached_its_delivery_limit_is_predicted(api: Service, cu
 
 
 @on_rabbitmq
-def test_a_worker_waits_until_a_queue_has_the_right_arguments(api: Service) -> None:
-    with api.servers.connection() as connection:
+def test_a_worker_waits_until_a_queue_has_the_right_arguments(api: Service, tmp_path: Path) -> None:
+    with api.servers.connection() as connection, proxy(api.servers.broker_port) as between:
         channel = connection.default_channel
         PREDICTIONS(channel).delete()
         classic = Queue(PREDICTIONS.name, channel=channel, queue_arguments={"x-queue-type": "classic"})
         classic.queue_declare()
-        with api.worker.running():
-            until(lambda: "PRECONDITION_FAILED" in api.worker.text())  # RabbitMQ's reply to the declaration
+        env = {**api.worker.env, "BROKER_URI": api.servers.broker_uri_at(between.port)}
+        with Process(api.worker.command, tmp_path / "worker.log", env).running():
+            # RabbitMQ closes a connection of the worker at each declaration: PRECONDITION_FAILED.
+            until(lambda: between.accepted >= 5)
             classic.delete()
             until(api.answers)
 
@@ -103,19 +104,11 @@ def test_a_worker_waits_for_a_broker_that_starts_later(servers: Servers, tmp_pat
             assert service.worker.stop() == 0
             broker.kill()
             service.worker.start()
-            await_connection(port)
+            await_connections(port, 1)
             broker.start()
             until(service.answers)
     finally:
         broker.kill()
-
-
-def await_connection(port: int) -> None:
-    """Wait until a client connects to a port, and close its connection."""
-    with socket.create_server(("127.0.0.1", port)) as listener:
-        listener.settimeout(30)
-        with contextlib.closing(listener.accept()[0]):
-            pass
 
 
 def test_a_misspelt_queue_is_an_error(servers: Servers) -> None:

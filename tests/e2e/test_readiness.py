@@ -32,7 +32,8 @@ def test_readiness_names_each_part(service: Service) -> None:
     ((name, status),) = body.pop("workers").items()
     consumers = {"churn": 1, "churn.batch": 1} if service.servers.name == "rabbitmq" else {}
     up = dict.fromkeys(("broker", "result_store", "subscription", "submissions"), "up")
-    assert body == {"status": "ready", **up, "consumers": consumers, "warnings": []}
+    messages = {"churn": 0, "churn.batch": 0}
+    assert body == {"status": "ready", **up, "messages": messages, "consumers": consumers, "warnings": []}
     assert name.startswith("celery@")
     assert abs(status.pop("clock_skew_s")) < 1
     queues = ["churn", "churn.batch", "churn.dead"]

@@ -4,10 +4,12 @@ messages_6c5fb51.json has the messages as that version wrote them to RabbitMQ an
 to the result store. They were recorded on its real API.
 """
 
+import hashlib
 import json
 import re
 import time
 from base64 import b64decode
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,32 @@ import amqp
 import pytest
 import redis
 
+from tests.harness import marked_model
+from tests.harness.customers import CUSTOMER
 from tests.harness.processes import until
 from tests.harness.servers import Servers
-from tests.harness.service import Service
+from tests.harness.service import Service, running_service
 
 RECORDED: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("messages_6c5fb51.json").read_text())
 KEY = "celery-task-meta-"
+
+
+@pytest.fixture(scope="module")
+def service(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service whose model uses two features, because the recorded customers lack features that were added later."""
+    folder = tmp_path_factory.mktemp("upgrade")
+    path = marked_model.save(folder, marked_model.ExplainingModel())
+    manifest = {
+        "name": "marked",
+        "version": "1",
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "libraries": {},
+        "features": [{"name": name, "type": "integer"} for name in ("Customer_Age", "Total_Trans_Ct")],
+        "explains": True,
+    }
+    path.with_suffix(".json").write_text(json.dumps(manifest))
+    with running_service(servers, folder, MODEL_PATH=str(path)) as running:
+        yield running
 
 
 def write_states(servers: Servers, states: dict[str, Any]) -> None:
@@ -85,7 +107,7 @@ def test_a_recorded_prediction_ends_with_its_probability(service: Service, kind:
         replay(service.servers, recorded["messages"])
     for task_id, customer in customers.items():
         body = service.ended(task_id).json()
-        expected = service.post(customer, Prefer="wait=20").json()
+        expected = service.post(CUSTOMER | customer, Prefer="wait=20").json()
         assert body["probability"] == expected["probability"]
         assert ("reasons" in body) == (task_id in explained)
     until(service.servers.is_empty)
@@ -103,6 +125,6 @@ def test_a_recorded_batch_ends_with_its_results(service: Service) -> None:
     service.batch_ended(url)
     columns = chunk["customers"]
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-    probabilities = [service.post(row, Prefer="wait=20").json()["probability"] for row in rows]
+    probabilities = [service.post(CUSTOMER | row, Prefer="wait=20").json()["probability"] for row in rows]
     results = [{"row": row, "probability": one} for row, one in zip(chunk["rows"], probabilities, strict=True)]
     assert service.batch_rows(url) == results

@@ -5,7 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.harness.service import Service
+
+pytestmark = pytest.mark.parametrize("servers", ["valkey"], indirect=True)
 
 # A prediction that another request deleted, or that expired, is 410. Extra headers are not an error.
 CONFIG = """

@@ -21,6 +21,8 @@ from tests.harness.customers import as_csv
 from tests.harness.processes import ROOT
 from tests.harness.service import Service
 
+pytestmark = pytest.mark.parametrize("servers", ["valkey"], indirect=True)
+
 COMMAND = [sys.executable, "-m", "celery_task_app.cli.score"]
 
 

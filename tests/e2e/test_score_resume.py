@@ -21,6 +21,8 @@ from tests.harness.processes import ROOT, until
 from tests.harness.servers import Servers
 from tests.harness.service import Service
 
+pytestmark = pytest.mark.parametrize("servers", ["valkey"], indirect=True)
+
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.harness.clients import CLIENTS, run
 from tests.harness.processes import ROOT, free_port
 from tests.harness.stub import Stub, running_stub
 
-CLIENT = ROOT / "test_client.py"
 PROCESSING = json.dumps({"task_id": "some-id", "status": "Processing"})
 
 
@@ -21,19 +21,17 @@ def stub() -> Iterator[Stub]:
 
 
 def complaint(url: str, *options: str) -> str:
-    """Run the client isolated from this repository; return its standard error."""
-    run = subprocess.run(
-        [sys.executable, "-I", CLIENT, "--url", url, *options], capture_output=True, text=True, check=False, timeout=60
-    )
-    assert run.returncode == 1
-    assert run.stdout == ""
-    assert "Traceback" not in run.stderr
-    return run.stderr
+    """Return the standard error of a client that ends with exit code 1."""
+    ended = run(CLIENTS["test_client"], "--url", url, *options)
+    assert (ended.code, ended.stdout) == (1, "")
+    return ended.stderr
 
 
-def test_a_closed_port_is_named() -> None:
+def test_a_closed_port_is_named_by_a_client_that_is_isolated_from_this_repository() -> None:
     url = f"http://127.0.0.1:{free_port()}"
-    assert complaint(url) == f"No answer from {url}: Connection refused\n"
+    command = [sys.executable, "-I", str(ROOT / "test_client.py"), "--url", url]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"No answer from {url}: Connection refused\n")
 
 
 @pytest.mark.parametrize("status", [422, 503])

@@ -1,4 +1,4 @@
-"""Rows of customers as the formats of a batch, and the rows that the API returns for them."""
+"""The example customer, rows of customers as the formats of a batch, and the rows that the API returns for them."""
 
 import csv
 import io
@@ -6,7 +6,13 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from models import Customer
+
 Row = dict[str, Any]
+
+FEATURES: dict[str, Row] = Customer.model_json_schema()["properties"]
+"""Feature name to its JSON schema, in the order of `Customer`."""
+CUSTOMER: Row = {name: feature["examples"][0] for name, feature in FEATURES.items()}
 
 
 def as_csv(rows: Sequence[Row]) -> str:

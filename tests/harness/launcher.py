@@ -13,7 +13,9 @@ import psutil
 
 from tests.harness.processes import ROOT, free_port, until
 
-LAUNCH = [sys.executable, "-m", "celery_task_app.cli.launch"]
+MAKE_RUN = [sys.executable, "-m", "celery_task_app.cli.launch"]
+# As `make run`, but each Valkey has any free port: two tests that start at the same time could both choose 6390.
+LAUNCH = [sys.executable, "-c", "from celery_task_app.cli.launch import main; main(valkey_port=0)"]
 PARTS = {
     "Valkey": "valkey-server",
     "worker": "celery_task_app.worker",
@@ -77,6 +79,20 @@ class Tree:
     def log(self, name: str) -> str:
         """Return the log of a part."""
         return (self.path / ".data" / f"{name.lower()}.log").read_text(errors="replace")
+
+    def env(self) -> dict[str, str]:
+        """Return the variables that `. .data/env` sets in a shell without any."""
+        command = ["env", "-i", "sh", "-c", ". .data/env && env"]
+        printed = subprocess.run(command, cwd=self.path, capture_output=True, text=True, check=True).stdout
+        variables = dict(line.split("=", 1) for line in printed.splitlines())
+        return {name: value for name, value in variables.items() if name not in ("PWD", "OLDPWD", "SHLVL", "_")}
+
+    def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run a command in the copy, as in a second terminal; standard error is part of the output."""
+        env = os.environ | {"PORT": self.url.rpartition(":")[2]} | environment
+        return subprocess.run(
+            command, cwd=self.path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        )
 
     def processes(self) -> list[psutil.Process]:
         """Return the running processes whose working directory is in the copy."""

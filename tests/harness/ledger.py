@@ -16,8 +16,8 @@ from typing import Any
 
 import requests
 
-from test_client import CUSTOMER
 from tests.harness import marked_model
+from tests.harness.customers import CUSTOMER
 from tests.harness.processes import until
 from tests.harness.readiness import Look, Post, Verdict, judge
 from tests.harness.service import Service

@@ -37,6 +37,13 @@ class MarkedModel:
         return np.column_stack((1 - churn, np.where(customers["Customer_Age"] == IS_NAN, np.nan, churn)))
 
 
+class ExplainingModel(MarkedModel):
+    """A model whose reasons are all zero; its manifest must list the two features that it uses."""
+
+    def contributions(self, customers: pd.DataFrame) -> np.ndarray:
+        return np.zeros((len(customers), len(customers.columns) + 1))
+
+
 @dataclass
 class SlowModel(MarkedModel):
     """A model that a small load keeps busy.

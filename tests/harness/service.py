@@ -17,56 +17,11 @@ TIMEOUT_S = 30
 Body = bytes | str | Iterator[bytes]
 
 
-@dataclass
-class Service:
-    """An API and a worker, which are not running yet.
+class Client:
+    """Typed calls of every route of a service."""
 
-    Attributes:
-        servers: their broker and result store.
-        folder: their logs are written here.
-        settings: environment variables of both.
-        celery_app: the worker's app: the shipped one, or one of `tests.harness.workers`.
-        port: the API's.
-    """
-
-    servers: Servers
-    folder: Path
-    settings: Mapping[str, str]
-    celery_app: str = "celery_task_app.worker"
-    port: int = field(default_factory=free_port)
-
-    def __post_init__(self) -> None:
-        env = {**self.servers.env, **self.settings}
-        api = [sys.executable, "-m", "uvicorn", "app:app", "--port", str(self.port)]
-        worker = [sys.executable, "-m", "celery", "-A", self.celery_app, "worker", "-l", "info"]
-        self.api = Process(api, self.folder / "api.log", env)
-        # The health check reads the status files in TMPDIR; other tests run workers at the same time.
-        self.worker = Process(worker, self.folder / "worker.log", {**env, "TMPDIR": str(self.folder)})
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        """Start both processes; return when the service is ready."""
-        self.api.start()
-        self.worker.start()
-        self.await_answer("/readyz", self.api, self.worker)
-
-    def await_answer(self, path: str, *processes: Process) -> None:
-        """Wait until a path answers 2xx; fail at once if one of the processes has ended."""
-
-        def has_answered() -> bool:
-            for process in processes:
-                assert process.is_running, f"{process.command} has ended: {process.text()[-3000:]}"
-            return self.answers(path)
-
-        until(has_answered, within_s=60, every_s=0.1)
-
-    def stop(self) -> None:
-        for process in (self.api, self.worker):
-            if process.is_running:
-                process.stop()
+    def __init__(self, url: str) -> None:
+        self.url = url
 
     # Operations
 
@@ -164,6 +119,55 @@ class Service:
 
     def delete_batch(self, url: str) -> requests.Response:
         return requests.delete(url, timeout=TIMEOUT_S)
+
+
+@dataclass
+class Service(Client):
+    """An API and a worker, which are not running yet.
+
+    Attributes:
+        servers: their broker and result store.
+        folder: their logs are written here.
+        settings: environment variables of both.
+        celery_app: the worker's app: the shipped one, or one of `tests.harness.workers`.
+        port: the API's.
+    """
+
+    servers: Servers
+    folder: Path
+    settings: Mapping[str, str]
+    celery_app: str = "celery_task_app.worker"
+    port: int = field(default_factory=free_port)
+
+    def __post_init__(self) -> None:
+        Client.__init__(self, f"http://127.0.0.1:{self.port}")
+        env = {**self.servers.env, **self.settings}
+        api = [sys.executable, "-m", "uvicorn", "app:app", "--port", str(self.port)]
+        worker = [sys.executable, "-m", "celery", "-A", self.celery_app, "worker", "-l", "info"]
+        self.api = Process(api, self.folder / "api.log", env)
+        # The health check reads the status files in TMPDIR; other tests run workers at the same time.
+        self.worker = Process(worker, self.folder / "worker.log", {**env, "TMPDIR": str(self.folder)})
+
+    def start(self) -> None:
+        """Start both processes; return when the service is ready."""
+        self.api.start()
+        self.worker.start()
+        self.await_answer("/readyz", self.api, self.worker)
+
+    def await_answer(self, path: str, *processes: Process) -> None:
+        """Wait until a path answers 2xx; fail at once if one of the processes has ended."""
+
+        def has_answered() -> bool:
+            for process in processes:
+                assert process.is_running, f"{process.command} has ended: {process.text()[-3000:]}"
+            return self.answers(path)
+
+        until(has_answered, within_s=60, every_s=0.1)
+
+    def stop(self) -> None:
+        for process in (self.api, self.worker):
+            if process.is_running:
+                process.stop()
 
 
 def as_headers(arguments: Mapping[str, str]) -> dict[str, str]:

@@ -19,9 +19,9 @@ from uuid import uuid4
 import redis
 
 from celery_task_app.worker import PREDICTIONS
-from test_client import CUSTOMER
 from tests.harness import marked_model
 from tests.harness.clocks import clock_env
+from tests.harness.customers import CUSTOMER
 from tests.harness.ledger import Ledger
 from tests.harness.processes import until
 from tests.harness.proxy import proxy
@@ -30,7 +30,7 @@ from tests.harness.servers import DISK_MIB
 REPAIRS_ITSELF_WITHIN_S = 8
 DEATH = "exited with 'signal 9"  # billiard logs it for each process
 ATTEMPTS = 4  # of a prediction, celery_task_app/consumer/delivery.py
-PROBABILITY = int(str(CUSTOMER["Total_Trans_Ct"])) / 1000  # of the marked model
+PROBABILITY = CUSTOMER["Total_Trans_Ct"] / 1000  # of the marked model
 SLOW_CLIENTS = 9  # of each kind; the API receives eight batches at a time
 AT_ONCE = 400
 

@@ -7,15 +7,12 @@ import numpy as np
 import pandas as pd
 
 from celery_task_app.ml.data_set import CLASSES, FEATURES, TARGET
+from tests.harness import customers
 
 ROWS = 400
 QUICK = {"n_estimators": 30}  # parameters of LightGBM: enough trees for so few customers
-CATEGORIES = {
-    "Gender": ["F", "M"],
-    "Education_Level": ["Graduate", "High School", "Uneducated", "Unknown"],
-    "Marital_Status": ["Married", "Single", "Unknown"],
-    "Income_Category": ["Less than $40K", "$40K - $60K", "$120K +"],
-    "Card_Category": ["Blue", "Silver"],
+CATEGORIES: dict[str, list[str]] = {
+    name: feature["enum"] for name, feature in customers.FEATURES.items() if "enum" in feature
 }
 
 
@@ -27,7 +24,8 @@ def make_table() -> pd.DataFrame:
         if kind == "category":
             columns[feature] = random.choice(CATEGORIES[feature], ROWS)
         elif kind == "integer":
-            columns[feature] = random.integers(0, 100, ROWS)
+            schema = customers.FEATURES[feature]
+            columns[feature] = random.integers(schema["minimum"], min(schema["maximum"], 100), ROWS)
         else:
             columns[feature] = random.random(ROWS).round(3)
     churned = columns["Total_Trans_Ct"] + random.normal(0, 10, ROWS) < 30

@@ -1,7 +1,6 @@
 """Messages that a test takes from a queue, as a worker sees them."""
 
 from typing import Any
-from urllib.parse import urlsplit
 
 from kombu import Queue
 
@@ -27,14 +26,3 @@ def arguments(message: Any) -> dict[str, Any]:
 def delete_queue(servers: Servers, queue: Queue) -> None:
     with servers.connection() as connection:
         queue(connection.default_channel).delete()
-
-
-def broker_port(servers: Servers) -> int:
-    port = urlsplit(servers.broker_uri).port
-    assert port is not None
-    return port
-
-
-def broker_uri_at(servers: Servers, port: int) -> str:
-    """Return the address of the broker with another port."""
-    return servers.broker_uri.replace(f":{broker_port(servers)}/", f":{port}/")

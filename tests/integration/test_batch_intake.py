@@ -23,7 +23,7 @@ from tests.harness.customers import Row, as_csv, as_ndjson
 from tests.harness.processes import free_port
 from tests.harness.proxy import proxy
 from tests.harness.servers import Servers
-from tests.integration.queues import arguments, broker_port, broker_uri_at, take_all
+from tests.integration.queues import arguments, take_all
 
 TTL_S = 86_400
 CHUNK_ROWS = 50
@@ -98,8 +98,8 @@ def test_a_batch_is_deleted_if_the_broker_goes_away_between_two_chunks(
 ) -> None:
     before = set(client.scan_iter("churn:batch:*"))
     chunk_bytes = len(json.dumps(rows[:CHUNK_ROWS])) // 3  # at least, column by column
-    with proxy(broker_port(servers), max_bytes=20 * chunk_bytes) as between, pytest.raises(BrokerUnavailable):
-        accept(servers, as_csv(rows * 50), CSV, broker_uri=broker_uri_at(servers, between.port))
+    with proxy(servers.broker_port, max_bytes=20 * chunk_bytes) as between, pytest.raises(BrokerUnavailable):
+        accept(servers, as_csv(rows * 50), CSV, broker_uri=servers.broker_uri_at(between.port))
     (key,) = set(client.scan_iter("churn:batch:*")) - before
     assert client.hget(key, "state") == b"deleted"
     chunks = published(servers)
@@ -112,9 +112,9 @@ def test_a_batch_is_deleted_if_the_broker_is_away(
     servers: Servers, client: redis.Redis, rows: list[Row], is_refused: bool
 ) -> None:
     before = set(client.scan_iter("churn:batch:*"))
-    with proxy(broker_port(servers), max_bytes=0) as between, pytest.raises(BrokerUnavailable):
+    with proxy(servers.broker_port, max_bytes=0) as between, pytest.raises(BrokerUnavailable):
         port = free_port() if is_refused else between.port
-        accept(servers, as_csv(rows), CSV, broker_uri=broker_uri_at(servers, port))
+        accept(servers, as_csv(rows), CSV, broker_uri=servers.broker_uri_at(port))
     (key,) = set(client.scan_iter("churn:batch:*")) - before
     assert client.hget(key, "state") == b"deleted"
     assert published(servers) == []

@@ -48,6 +48,11 @@ async def until_subscribed(client: redis.Redis) -> None:
     await asyncio.to_thread(until, lambda: client.pubsub_numsub(COMPLETIONS)[0][1] == 1)
 
 
+def rejected_connections(client: redis.Redis) -> int:
+    """Return the number of connections that the server has refused since its start."""
+    return int(client.info("stats")["rejected_connections"])
+
+
 async def within(awaitable: Awaitable[StoredPrediction | None], seconds: float = 30) -> StoredPrediction | None:
     async with asyncio.timeout(seconds):
         return await awaitable
@@ -169,10 +174,11 @@ def test_a_waiter_survives_an_unreachable_result_store(
         async with listening(servers.backend_uri) as listener:
             await until_subscribed(client)
             with listener.subscribe(task_id) as completion:
+                refused = rejected_connections(client)
                 client.config_set("maxclients", 1)
                 try:
                     client.client_kill_filter(_type="pubsub")
-                    await asyncio.sleep(1)  # two attempts to subscribe again fail
+                    await asyncio.to_thread(until, lambda: rejected_connections(client) >= refused + 2)
                 finally:
                     client.config_set("maxclients", 1000)
                 prediction_store.finish({task_id: 0.5}, "v1")

@@ -1,11 +1,12 @@
 """The delivery policy on real servers: which messages are predicted, split, given up or published anew."""
 
-import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import joblib
@@ -18,22 +19,23 @@ from celery_task_app.consumer.delivery import MAX_RETRIES, DeliveryPolicy
 from celery_task_app.errors import Deleted, Unavailable
 from celery_task_app.messaging.messages import (
     ChunkMessage,
+    Features,
+    Model,
     PredictionMessage,
     PredictionRequest,
     Stores,
 )
-from celery_task_app.messaging.publisher import Publisher, publisher_connection
 from celery_task_app.ml.model import ChurnModel
 from celery_task_app.store.batches import BatchStore
-from celery_task_app.store.connection import connect
 from celery_task_app.store.predictions import PredictionStore, State, StoredPrediction
 from celery_task_app.worker import BATCHES, PREDICTIONS
 from tests.conftest import MANIFEST
 from tests.harness.processes import free_port
+from tests.harness.proxy import Proxy, proxy
 from tests.harness.servers import Servers
-from tests.integration.queues import arguments, broker_uri_at, take_all
+from tests.integration.in_process import opened_delivery
+from tests.integration.queues import arguments, take_all
 
-TTL_S = 86_400
 REASONS = {"base": 0.0, "up": [], "down": [], "others": 0.0}
 
 pytestmark = pytest.mark.usefixtures("empty_queues")
@@ -85,19 +87,9 @@ def stores(prediction_store: PredictionStore, batch_store: BatchStore) -> Stores
     return Stores(prediction_store, batch_store)
 
 
-@contextlib.contextmanager
-def opened(broker_uri: str, backend_uri: str) -> Iterator[DeliveryPolicy]:
-    stores = Stores(PredictionStore(connect(backend_uri), TTL_S), BatchStore(connect(backend_uri), TTL_S))
-    policy = DeliveryPolicy(stores, Publisher(publisher_connection(broker_uri)))
-    try:
-        yield policy
-    finally:
-        policy.close()
-
-
 @pytest.fixture
 def delivery(servers: Servers) -> Iterator[DeliveryPolicy]:
-    with opened(servers.broker_uri, servers.backend_uri) as policy:
+    with opened_delivery(servers.broker_uri, servers.backend_uri) as policy:
         yield policy
 
 
@@ -124,7 +116,7 @@ def chunk(batch_store: BatchStore, customer: dict[str, Any]) -> ChunkMessage:
 def process(
     delivery: DeliveryPolicy,
     message: PredictionMessage | ChunkMessage,
-    model: ChurnModel,
+    model: Model,
     retries: int = 0,
     kind: Literal["new", "redelivered", "dead letter"] = "new",
 ) -> None:
@@ -237,6 +229,14 @@ def test_a_redelivered_message_is_split(
     assert Pipeline.calls == []
     assert taken(servers, PREDICTIONS) == [([task_id], 0) for task_id in predictions.ids]
     assert taken(servers, BATCHES) == [([row], 0) for row in range(5)]
+
+
+def test_a_redelivered_message_with_two_customers_is_split(
+    servers: Servers, delivery: DeliveryPolicy, predictions: PredictionMessage, model: ChurnModel
+) -> None:
+    pair = PredictionMessage(dict(list(predictions.requests.items())[:2]))
+    process(delivery, pair, model, kind="redelivered")
+    assert taken(servers, PREDICTIONS) == [([task_id], 0) for task_id in pair.ids]
 
 
 def test_a_retried_message_is_split_and_keeps_its_retries(
@@ -362,12 +362,42 @@ def test_a_message_whose_result_store_is_away_goes_whole_to_the_end_of_the_queue
     retries: int,
     published_retries: int,
 ) -> None:
-    with opened(servers.broker_uri, f"redis://127.0.0.1:{free_port()}/0") as delivery:
+    with opened_delivery(servers.broker_uri, f"redis://127.0.0.1:{free_port()}/0") as delivery:
         process(delivery, predictions, model, retries=retries, kind=kind)
         process(delivery, chunk, model, retries=retries, kind=kind)
     assert Pipeline.calls == []
     assert taken(servers, PREDICTIONS) == [(predictions.ids, published_retries)]
     assert taken(servers, BATCHES) == [(chunk.ids, published_retries)]
+
+
+@dataclass
+class LastLookUp:
+    """A model that closes the way to the result store when it predicts: after the look-up, before the outcomes."""
+
+    store: Proxy
+    version: str = "v1"
+    explains: bool = False
+
+    def churn_probabilities(self, customers: Sequence[Features]) -> list[float]:
+        self.store.close()
+        return [0.5] * len(customers)
+
+    def column_probabilities(self, columns: Mapping[str, Sequence[object]]) -> list[float]:
+        raise NotImplementedError
+
+    def reasons(self, customers: Sequence[Features]) -> list[dict[str, Any]]:
+        raise NotImplementedError
+
+
+def test_a_message_whose_outcomes_cannot_be_stored_goes_whole_to_the_end_of_the_queue(
+    servers: Servers, predictions: PredictionMessage
+) -> None:
+    port = urlsplit(servers.backend_uri).port or 6379
+    with proxy(port) as between:
+        uri = servers.backend_uri.replace(f":{port}/", f":{between.port}/")
+        with opened_delivery(servers.broker_uri, uri) as delivery:
+            process(delivery, predictions, LastLookUp(between))
+    assert taken(servers, PREDICTIONS) == [(predictions.ids, 0)]
 
 
 def test_a_single_prediction_without_attempts_left_is_a_failure(
@@ -385,8 +415,8 @@ def test_a_single_prediction_without_attempts_left_is_a_failure(
 def test_a_split_that_fails_is_unavailable(
     servers: Servers, predictions: PredictionMessage, is_broker_away: bool
 ) -> None:
-    broker_uri = broker_uri_at(servers, free_port()) if is_broker_away else servers.broker_uri
+    broker_uri = servers.broker_uri_at(free_port()) if is_broker_away else servers.broker_uri
     backend_uri = servers.backend_uri if is_broker_away else f"redis://127.0.0.1:{free_port()}/0"
-    with opened(broker_uri, backend_uri) as delivery, pytest.raises(Unavailable):
+    with opened_delivery(broker_uri, backend_uri) as delivery, pytest.raises(Unavailable):
         delivery.split_and_requeue(predictions, 1)
     assert taken(servers, PREDICTIONS) == []

@@ -22,7 +22,7 @@ from celery_task_app.store.predictions import PredictionStore, State
 from celery_task_app.worker import PREDICTIONS
 from tests.harness.processes import free_port, silent_port
 from tests.harness.servers import Servers
-from tests.integration.queues import arguments, broker_uri_at, take_all
+from tests.integration.queues import arguments, take_all
 
 T = TypeVar("T")
 TTL_S = 86_400
@@ -69,6 +69,12 @@ async def submit(group_commit: GroupCommitter, customer: dict[str, Any], deadlin
 
 async def submit_many(group_commit: GroupCommitter, customers: list[dict[str, Any]]) -> list[str | BaseException]:
     return await asyncio.gather(*(submit(group_commit, customer) for customer in customers), return_exceptions=True)
+
+
+async def ended_within(seconds: float, tasks: list[asyncio.Task[str]]) -> set[asyncio.Task[str]]:
+    """Return the tasks that have ended when the first one ends, or after some seconds."""
+    done, _pending = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    return done
 
 
 def published(servers: Servers) -> list[PredictionMessage]:
@@ -122,14 +128,12 @@ def test_concurrent_predictions_travel_in_few_messages(servers: Servers, custome
 def test_a_message_fills_until_the_one_before_it_is_predicted(servers: Servers, customer: dict[str, Any]) -> None:
     async def use(group_commit: GroupCommitter) -> tuple[str, list[str]]:
         first = await submit(group_commit, customer)
-        others = []
+        others: list[asyncio.Task[str]] = []
         for _ in range(3):
             others.append(asyncio.create_task(submit(group_commit, customer)))
-            await asyncio.sleep(0.05)
-        assert not any(other.done() for other in others)
+            assert not await ended_within(0.05, others)
         group_commit.on_completion(b'[{"task_id": "of another process"}]')
-        await asyncio.sleep(0.05)
-        assert not any(other.done() for other in others)
+        assert not await ended_within(0.05, others)
         group_commit.on_completion(f'[{{"task_id": "{first}"}}]'.encode())
         return first, await asyncio.gather(*others)
 
@@ -171,7 +175,7 @@ def test_an_unreachable_broker_is_an_error_and_the_marker_is_removed(
 ) -> None:
     before = set(client.scan_iter("celery-task-meta-*"))
     with silent_port() as silent:
-        uri = broker_uri_at(servers, free_port() if is_refused else silent)
+        uri = servers.broker_uri_at(free_port() if is_refused else silent)
         limits: dict[str, Any] = {"accept_within_s": 1.5} if is_refused else {}
         # The publisher fails earlier than the time limit of the request: it names the reason, and is free for others.
         with pytest.raises(BrokerUnavailable, match="did not confirm"):

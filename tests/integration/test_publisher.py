@@ -17,7 +17,7 @@ from celery_task_app.worker import BATCHES, DEAD, PREDICTIONS
 from tests.harness.processes import free_port, silent_port
 from tests.harness.proxy import proxy
 from tests.harness.servers import Servers
-from tests.integration.queues import arguments, broker_port, broker_uri_at, delete_queue, take_all
+from tests.integration.queues import arguments, delete_queue, take_all
 
 pytestmark = pytest.mark.usefixtures("empty_queues")
 
@@ -68,7 +68,7 @@ def test_an_unreachable_broker_is_an_error_within_seconds(
     servers: Servers, customer: dict[str, Any], is_refused: bool
 ) -> None:
     with silent_port() as silent:
-        uri = broker_uri_at(servers, free_port() if is_refused else silent)
+        uri = servers.broker_uri_at(free_port() if is_refused else silent)
         with publisher_at(uri) as publisher, pytest.raises(BrokerUnavailable, match="did not confirm"):
             publisher.publish(single(customer))
         with pytest.raises(BrokerUnavailable):
@@ -91,7 +91,7 @@ def test_a_frozen_broker_is_an_error_within_seconds(servers: Servers, customer: 
 
 
 def test_a_lost_connection_costs_no_message(servers: Servers, customer: dict[str, Any]) -> None:
-    with proxy(broker_port(servers)) as between, publisher_at(broker_uri_at(servers, between.port)) as publisher:
+    with proxy(servers.broker_port) as between, publisher_at(servers.broker_uri_at(between.port)) as publisher:
         for _ in range(3):
             publisher.publish(single(customer))
             between.drop()
@@ -109,8 +109,13 @@ def test_the_depth_is_the_number_of_messages(servers: Servers, publisher: Publis
     assert publisher.depth(PREDICTIONS) == 0
 
 
-def test_a_working_broker_is_probed_without_an_error(servers: Servers) -> None:
-    probe_broker(servers.broker_uri)
+def test_a_probe_counts_the_messages_of_each_queue(
+    servers: Servers, publisher: Publisher, customer: dict[str, Any]
+) -> None:
+    for _ in range(3):
+        publisher.publish(single(customer))
+    consumers = 0 if servers.name == "rabbitmq" else None
+    assert probe_broker(servers.broker_uri) == {"churn": (3, consumers), "churn.batch": (0, consumers)}
 
 
 class SmallQueueMessage(PredictionMessage):

@@ -19,7 +19,6 @@ from celery_task_app.store.worker_status import (
 )
 from tests.harness.processes import free_port, until
 from tests.harness.servers import Servers
-from tests.integration.queues import broker_uri_at
 
 QUEUES = ["churn", "churn.batch"]
 LOADED = WorkerStatus(model="loaded", detail="v1", queues=QUEUES)
@@ -85,7 +84,7 @@ def test_readiness_needs_every_part(servers: Servers, client: redis.Redis, host:
     assert (ready.broker, ready.result_store) == ("up", "up")
     assert ready.is_ready is (servers.name == "valkey")  # RabbitMQ knows that there is no worker
     assert ready.workers == {f"celery@{host}/1": FAILED, f"celery@{host}/2": LOADED}
-    without_broker = readiness(broker_uri_at(servers, free_port()), servers.backend_uri)
+    without_broker = readiness(servers.broker_uri_at(free_port()), servers.backend_uri)
     assert not without_broker.is_ready
     assert "refused" in without_broker.broker
     port = free_port()

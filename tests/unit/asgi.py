@@ -8,6 +8,8 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message
 
+from api.http.problems import ProblemType
+
 
 @dataclass(frozen=True)
 class ASGIResponse:
@@ -77,3 +79,16 @@ def call(
         {name.decode(): value.decode("latin-1") for name, value in start["headers"]},
         b"".join(message.get("body", b"") for message in outgoing[1:]),
     )
+
+
+def assert_problem(response: ASGIResponse, kind: ProblemType) -> dict[str, Any]:
+    """Require a problem of this type (RFC 9457); return its body."""
+    body: dict[str, Any] = response.json()
+    assert response.headers["content-type"] == "application/problem+json"
+    assert (response.status, body["status"], body["type"], body["title"]) == (
+        kind.status,
+        kind.status,
+        kind.type,
+        kind.title,
+    )
+    return body

@@ -69,6 +69,7 @@ def test_a_request_without_a_valid_key_is_401(path: str, authorization: str | No
     headers = {} if authorization is None else {"authorization": authorization}
     response = call(app_that_returns(lambda _: "secret"), "GET", path, headers=headers)
     assert (response.status, response.json()["type"]) == (401, "/problems/unauthorized")
+    assert response.json()["detail"] == "Send `Authorization: Bearer KEY` with a valid API key."
     assert response.headers["www-authenticate"] == "Bearer"
 
 
@@ -81,6 +82,14 @@ def test_probes_and_documentation_need_no_key(path: str) -> None:
 def test_a_request_with_a_valid_key_reaches_the_app(authorization: str) -> None:
     response = call(app_that_returns(lambda _: "ok"), "GET", "/churn/model", headers={"authorization": authorization})
     assert response.status == 200
+
+
+def test_a_body_reaches_the_app() -> None:
+    async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+        await PlainTextResponse(await Request(scope, receive).body())(scope, receive, send)
+
+    headers = {"authorization": f"Bearer {OURS}"}
+    assert call(APIKeyMiddleware(echo, DIGESTS), "POST", "/", b"a body", headers).body == b"a body"
 
 
 def test_scopes_other_than_http_need_no_key() -> None:

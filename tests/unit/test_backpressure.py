@@ -60,7 +60,7 @@ def test_a_full_queue_refuses_for_a_second_and_reads_nothing(clock: Clock) -> No
     estimate = backlog(clock, 25, depth, [10, 10, 10])
     with pytest.raises(Overloaded):
         estimate.check()
-    with pytest.raises(Overloaded):
+    with pytest.raises(Overloaded, match=r"^too many customers wait to be predicted$"):
         estimate.refuse_if_full()
     with pytest.raises(Overloaded):
         estimate.check()
@@ -82,6 +82,7 @@ def test_a_queue_with_room_refuses_no_customer(clock: Clock) -> None:
         ([150], 1),  # the first reading: the rate is unknown
         ([150, 140], 4),  # 100 customers in a second, 400 too many
         ([150, 149], 49),
+        ([150, 145, 140], 8),  # 100 customers in two seconds
         ([150, 150], 50),  # assume one message in this second
         ([900, 899], 60),  # the longest
         ([150, 140, 100, 110], 1),  # the rate of an earlier second
@@ -101,6 +102,10 @@ def test_retry_after_is_the_excess_divided_by_the_drain_rate(clock: Clock, depth
 
 def test_the_size_of_a_message_is_the_mean_of_the_last_ones_published(clock: Clock) -> None:
     backlog(clock, 100, lambda: 10, [256] * 50 + [1] * 10).check()
+
+
+def test_the_sizes_of_the_last_1000_messages_are_remembered(clock: Clock) -> None:
+    backlog(clock, 1010, lambda: 1010, [256] * 10 + [1] * 1000).check()
 
 
 def test_a_broker_without_an_answer_refuses_no_customer(clock: Clock) -> None:

@@ -19,7 +19,7 @@ from celery_task_app.messaging.publisher import Publisher, publisher_connection
 from celery_task_app.store.batches import BatchStore
 from celery_task_app.store.connection import connect
 from models import Customer
-from tests.harness.customers import as_csv, as_ndjson
+from tests.harness.customers import as_csv, as_ndjson, repeated_csv
 from tests.harness.processes import free_port
 
 LIMITS = {"max_bytes": 20_000_000, "max_rows": 1_000, "chunk_rows": 50}
@@ -130,7 +130,7 @@ def test_bodies_that_do_not_come_take_no_place(customer: dict[str, Any]) -> None
             return await batches.accept("id", body, JSON, all_or_none=False, is_disconnected=is_connected)
 
         slow = [asyncio.create_task(receive(slow_body())) for _ in range(30)]
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # each task has called accept
         with pytest.raises(RowsRefused):
             await receive(pieces(b"[{}]"))
         is_over.set()
@@ -143,17 +143,19 @@ def test_bodies_that_do_not_come_take_no_place(customer: dict[str, Any]) -> None
 
 def test_the_bytes_of_all_bodies_are_limited() -> None:
     async def receive_too_many() -> None:
-        batches, is_over = intake(max_bytes=2_000_000), asyncio.Event()
+        batches, is_over, received = intake(max_bytes=2_000_000), asyncio.Event(), asyncio.Semaphore(0)
 
         async def body() -> AsyncIterator[bytes]:
             yield b" " * 1_999_999
+            received.release()
             await is_over.wait()
 
         async def receive() -> BatchReceipt:
             return await batches.accept("id", body(), CSV, all_or_none=False, is_disconnected=is_connected)
 
         slow = [asyncio.create_task(receive()) for _ in range(8)]
-        await asyncio.sleep(0.1)
+        for _ in slow:
+            await received.acquire()
         with pytest.raises(Overloaded, match="received"):
             await receive()
         is_over.set()
@@ -174,8 +176,8 @@ def test_the_validation_ends_with_its_client(customer: dict[str, Any]) -> None:
         return True
 
     async def accept_and_leave() -> None:
-        batches = intake(max_rows=10**6)
-        body = as_csv([customer] * ENDLESS).encode()
+        batches = intake(max_rows=10**6, max_bytes=10**8)
+        body = repeated_csv(customer, ENDLESS).encode()
         with pytest.raises(ClientDisconnect):
             await batches.accept("id", pieces(body), CSV, all_or_none=False, is_disconnected=is_disconnected)
         await batches.close()
@@ -185,10 +187,10 @@ def test_the_validation_ends_with_its_client(customer: dict[str, Any]) -> None:
 
 def test_the_validation_ends_with_the_process(customer: dict[str, Any]) -> None:
     async def accept_and_stop() -> None:
-        batches = intake(max_rows=10**6, stop_grace_s=0)
+        batches = intake(max_rows=10**6, max_bytes=10**8, stop_grace_s=0)
 
         async def body() -> AsyncIterator[bytes]:
-            yield as_csv([customer] * ENDLESS).encode()
+            yield repeated_csv(customer, 10_000).encode()
             batches.release()
 
         with pytest.raises(Unavailable, match="stops"):
@@ -199,12 +201,13 @@ def test_the_validation_ends_with_the_process(customer: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("media_type", "start", "row"), [(JSON, "[{}", ",{}"), (NDJSON, "{}", "\n{}"), (CSV, "HEADER", "\n5" + "," * 18)]
+    ("media_type", "start", "row"), [(JSON, "[{}", ",{}"), (NDJSON, "{}", "\n{}"), (CSV, "HEADER", "\n5COMMAS")]
 )
 def test_a_batch_with_nearly_no_valid_row_is_refused_before_its_end(
     customer: dict[str, Any], media_type: str, start: str, row: str
 ) -> None:
-    body = start.replace("HEADER", ",".join(customer)) + row * 150_000 + ("]" if media_type == JSON else "")
+    row = row.replace("COMMAS", "," * (len(customer) - 1))
+    body = start.replace("HEADER", ",".join(customer)) + row * 20_000 + ("]" if media_type == JSON else "")
     with pytest.raises(RowsRefused, match="the rest was not read") as refused:
         accept(body, media_type, max_rows=200_000, chunk_rows=1_000)
     assert refused.value.count < 10_000
@@ -215,15 +218,20 @@ def test_a_long_validation_holds_up_no_other_batch(customer: dict[str, Any]) -> 
     async def accept_both() -> list[str]:
         batches, ended = intake(max_rows=10**6, chunk_rows=1_000), list[str]()
 
-        async def receive(name: str, body: bytes) -> None:
+        is_received = asyncio.Event()
+
+        async def receive(name: str, text: str) -> None:
+            async def body() -> AsyncIterator[bytes]:
+                yield text.encode()
+                is_received.set()
+
             with contextlib.suppress(Unavailable, RowsRefused):
-                await batches.accept(name, pieces(body), CSV, all_or_none=False, is_disconnected=is_connected)
+                await batches.accept(name, body(), CSV, all_or_none=False, is_disconnected=is_connected)
             ended.append(name)
 
-        long, short = as_csv([customer] * 100_000).encode(), as_csv([{**customer, "Gender": "?"}] * 10).encode()
-        first = asyncio.create_task(receive("long", long))
-        await asyncio.sleep(0.2)
-        await receive("short", short)
+        first = asyncio.create_task(receive("long", repeated_csv(customer, 20_000)))
+        await is_received.wait()
+        await receive("short", as_csv([{**customer, "Gender": "?"}] * 10))
         await first
         await batches.close()
         return ended

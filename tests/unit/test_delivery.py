@@ -68,6 +68,11 @@ def test_other_errors_of_a_model_are_not_failures_of_customers() -> None:
         predict_each(predict, [1, 2])
 
 
+def test_a_model_that_returns_too_few_probabilities_is_a_defect() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        predict_each(lambda ids: [0.5] * (len(ids) - 1), [1, 2, 3])
+
+
 def test_a_customer_has_four_attempts() -> None:
     assert MAX_RETRIES == 3
     assert isinstance(attempts_exhausted(MAX_RETRIES + 1), TooManyAttempts)

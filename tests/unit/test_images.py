@@ -60,8 +60,8 @@ def test_dockerignore_admits_the_folder_of_each_copied_file() -> None:
 
 def test_the_api_image_has_no_worker_code_and_no_training_code(tmp_path: Path) -> None:
     build("api", tmp_path)
-    run("import app; app.app.openapi()", tmp_path)
-    run(f"{SETTINGS}; from celery_task_app.ml.artifact import read_manifest; assert read_manifest({PATH})", tmp_path)
+    read_manifest = f"from celery_task_app.ml.artifact import read_manifest; assert read_manifest({PATH})"
+    run(f"import app; app.app.openapi(); {SETTINGS}; {read_manifest}", tmp_path)
     ml = {name for name in files(tmp_path) if name.startswith("celery_task_app/ml/")}
     assert ml == {f"celery_task_app/ml/{name}" for name in ("__init__.py", "artifact.py", "artifacts/churn.json")}
     assert not [name for name in files(tmp_path) if re.match(r"celery_task_app/(tasks|consumer|cli)", name)]
@@ -69,8 +69,8 @@ def test_the_api_image_has_no_worker_code_and_no_training_code(tmp_path: Path) -
 
 def test_the_worker_image_has_no_http_code_and_loads_the_model(tmp_path: Path) -> None:
     build("worker", tmp_path)
-    run("import celery_task_app.tasks, celery_task_app.consumer.consumer", tmp_path)
-    run("import celery_task_app.consumer.healthcheck", tmp_path)
+    consumer = "celery_task_app.consumer"
+    run(f"import celery_task_app.tasks, {consumer}.consumer, {consumer}.healthcheck", tmp_path)
     run(f"{SETTINGS}; from celery_task_app.ml.model import ChurnModel; ChurnModel({PATH})", tmp_path)
     assert {name.partition("/")[0] for name in files(tmp_path)} == {"celery_task_app"}
     assert not [name for name in files(tmp_path) if name.startswith("celery_task_app/cli")]

@@ -1,30 +1,42 @@
-"""The schema of a customer, against the manifest of the shipped model."""
+"""The schema of a customer, against the manifest of the shipped model, the test client and the load generator."""
 
 import csv
+import itertools
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+import test_client
+from benchmarks import load
 from models import Customer
 from tests.conftest import DATA, MANIFEST
+from tests.harness.customers import FEATURES
+
+# The API accepts cents where the training data has whole dollars.
+KINDS = {"string": {"category"}, "integer": {"integer"}, "number": {"integer", "number"}}
 
 
-def test_the_schema_has_the_features_of_the_model() -> None:
-    assert list(Customer.model_fields) == [feature["name"] for feature in MANIFEST["features"]]
+def test_the_schema_has_the_features_types_and_categories_of_the_model_in_the_same_order() -> None:
+    assert list(FEATURES) == [feature["name"] for feature in MANIFEST["features"]]
+    for feature, schema in zip(MANIFEST["features"], FEATURES.values(), strict=True):
+        assert feature["type"] in KINDS[schema["type"]]
+        assert feature.get("categories", []) == sorted(schema.get("enum", ()))
 
 
-def test_the_schema_has_the_types_and_categories_of_the_model() -> None:
-    kinds = {"string": "category", "integer": "number", "number": "number"}
-    schema = {
-        name: (kinds[feature["type"]], sorted(feature.get("enum", ())))
-        for name, feature in Customer.model_json_schema()["properties"].items()
-    }
-    manifest = {
-        feature["name"]: (feature["type"].replace("integer", "number"), feature.get("categories", []))
-        for feature in MANIFEST["features"]
-    }
-    assert schema == manifest
+def test_the_examples_of_the_schema_and_of_the_test_client_are_the_same_valid_customer(
+    customer: dict[str, Any],
+) -> None:
+    assert Customer.model_validate(customer).model_dump() == customer
+    assert Customer.model_json_schema()["examples"] == [customer]
+    assert list(test_client.CUSTOMER.items()) == list(customer.items())
+
+
+def test_every_customer_of_the_load_generator_is_valid_and_each_feature_varies() -> None:
+    first, again = (list(itertools.islice(load.customers(seed=7), 200)) for _ in range(2))
+    assert first == again
+    valid = [Customer.model_validate_json(customer).model_dump() for customer in first]
+    assert all(len({customer[name] for customer in valid}) > 1 for name in Customer.model_fields)
 
 
 def test_every_value_of_the_training_data_is_valid(customer: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from api.http.openapi import customize_openapi
 from api.http.problems import ProblemType
 from app import app
 from models import Alive, Customer, Problem
-from test_client import CUSTOMER
+from tests.harness.processes import ROOT
 
 JSON, NDJSON, CSV, PROBLEM = "application/json", "application/x-ndjson", "text/csv", "application/problem+json"
 
@@ -131,6 +131,11 @@ def outline(operation: dict[str, Any]) -> dict[str, list[str]]:
     return {name: values for name, values in found.items() if values or name.isdecimal()}
 
 
+def test_openapi_json_is_the_document_of_this_code(document: dict[str, Any]) -> None:
+    committed = json.loads((ROOT / "openapi.json").read_text())
+    assert committed == document, "run `make openapi` and commit openapi.json"
+
+
 def test_every_operation_is_that_of_the_contract(document: dict[str, Any]) -> None:
     assert {name: outline(operation) for name, operation in operations(document).items()} == CONTRACT
 
@@ -200,7 +205,6 @@ def test_every_json_response_and_every_problem_has_an_example(document: dict[str
                 elif content_type == JSON:
                     schema = content["schema"]
                     assert schemas.get(schema.get("$ref", "").rpartition("/")[2], schema)["examples"]
-    assert schemas["Customer"]["examples"] == [CUSTOMER]
 
 
 def test_every_feature_has_its_limits(document: dict[str, Any]) -> None:

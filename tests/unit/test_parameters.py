@@ -114,6 +114,18 @@ def test_a_wait_is_never_longer_than_the_limit(headers: list[str], max_wait_s: i
     assert 0 <= preferred_wait_s(Request({"type": "http", "headers": raw}), max_wait_s) <= max_wait_s
 
 
+OTHER_PREFERENCES = st.lists(st.sampled_from(["respond-async", "return=minimal", 'x="y"', "handling=lenient; z=1", ""]))
+WAITS = st.sampled_from(["wait={}", "WAIT = {}", 'wait="{}"', "wait={}; why=not", " wait={} "])
+
+
+@given(OTHER_PREFERENCES, WAITS, st.integers(0, 10**12), OTHER_PREFERENCES, st.integers(0, 100))
+def test_a_wait_among_other_preferences_is_read_and_limited(
+    before: list[str], wait: str, seconds: int, after: list[str], max_wait_s: int
+) -> None:
+    prefer = ",".join([*before, wait.format(seconds), *after])
+    assert preferred_wait_s(request(prefer=prefer), max_wait_s) == min(seconds, max_wait_s)
+
+
 @pytest.mark.parametrize(
     ("accept", "best"),
     [
@@ -165,3 +177,11 @@ def test_a_media_type_with_quality_0_is_never_chosen(accept: str) -> None:
 def test_the_client_that_accepts_everything_gets_a_media_type(accept: str) -> None:
     others = ",".join(f"{media_type};q=1" for media_type in OFFERED)
     assert best_media_type(f"{accept},{others}", OFFERED) in OFFERED
+
+
+@given(st.permutations(OFFERED), st.lists(st.integers(0, 1000), min_size=3, max_size=3))
+def test_the_highest_quality_is_chosen_in_every_order(sent: Sequence[str], thousandths: list[int]) -> None:
+    qualities = dict(zip(sent, thousandths, strict=True))
+    accept = ", ".join(f"{media_type};q={quality / 1000:.3f}" for media_type, quality in qualities.items())
+    best = best_media_type(accept, OFFERED)
+    assert (qualities[best] if best else 0) == max(thousandths)

@@ -30,8 +30,8 @@ def test_a_service_whose_parts_all_work_is_ready() -> None:
 
 @pytest.mark.parametrize("part", ["broker", "result_store", "subscription", "submissions"])
 def test_a_part_that_failed_is_named_with_its_reason(part: str) -> None:
-    (problem,) = problems(**{part: "the reason"})
-    assert "the reason" in problem
+    (problem,) = problems(**{part: "the reason."})
+    assert problem.endswith(" failed: the reason.")
     assert part.rsplit("_", maxsplit=1)[-1].removesuffix("s") in problem
 
 

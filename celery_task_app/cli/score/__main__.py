@@ -8,7 +8,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 from urllib.parse import urlsplit
@@ -35,9 +35,9 @@ Exit code: 0, 1 if no row was scored (standard error has the reason), 2 for wron
 """
 
 
-def main() -> int:
-    """Score the file of the command line; return the exit code."""
-    arguments = parser().parse_args()
+def main(words: Sequence[str] | None = None) -> int:
+    """Score the file of the command line, or of these words; return the exit code."""
+    arguments = parser().parse_args(words)
     run: Run | None = None
     try:
         with requests.Session() as session, readable(arguments.file) as path:

@@ -12,7 +12,15 @@ from sklearn.model_selection import train_test_split
 from celery_task_app.ml.artifact import read_manifest
 from celery_task_app.ml.data_set import FEATURES, read_data_set
 from celery_task_app.ml.metrics import score
-from celery_task_app.ml.train import FIXED_PARAMETERS, PARAMETERS, SPLIT, fit_and_score, make_churn_pipeline, train
+from celery_task_app.ml.train import (
+    CARD,
+    FIXED_PARAMETERS,
+    PARAMETERS,
+    SPLIT,
+    fit_and_score,
+    make_churn_pipeline,
+    train,
+)
 from tests.conftest import MANIFEST
 from tests.harness.processes import ROOT
 from tests.harness.synthetic_customers import CATEGORIES, QUICK, ROWS
@@ -146,7 +154,7 @@ def test_training_on_the_real_data_reproduces_the_shipped_scores(real_csv: Path)
 
 
 def test_the_shipped_model_was_trained_with_the_parameters_of_this_code() -> None:
+    assert MANIFEST.items() >= CARD.items()
     assert MANIFEST["parameters"] == FIXED_PARAMETERS | PARAMETERS
-    assert {feature["name"]: feature["type"] for feature in MANIFEST["features"]} == FEATURES
     assert MANIFEST["scores"]["roc_auc"] > 0.99
     assert MANIFEST["scores"]["f1"] > 0.92

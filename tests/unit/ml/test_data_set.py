@@ -5,6 +5,11 @@ import pytest
 
 from celery_task_app.errors import DataSetError
 from celery_task_app.ml.data_set import FEATURES, TARGET, read_data_set
+from tests.conftest import MANIFEST
+
+
+def test_the_columns_are_the_features_of_the_shipped_model() -> None:
+    assert list(FEATURES.items()) == [(feature["name"], feature["type"]) for feature in MANIFEST["features"]]
 
 
 def test_a_missing_column_is_named(table: pd.DataFrame, tmp_path: Path) -> None:

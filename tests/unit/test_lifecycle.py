@@ -1,0 +1,38 @@
+"""Start and stop of a worker: its name, and the options that Celery and billiard do not have."""
+
+import logging
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import billiard.pool
+
+from celery_task_app.consumer.lifecycle import (
+    keep_customers_out_of_the_log,
+    limit_stop_of_pool_processes,
+    name_worker_by_process,
+)
+
+
+def test_a_worker_without_a_name_gets_its_process_id() -> None:
+    worker, named = SimpleNamespace(hostname="celery@host"), SimpleNamespace(hostname="mine@host")
+    name_worker_by_process(worker)
+    name_worker_by_process(named)
+    assert (worker.hostname, named.hostname) == (f"celery-{os.getpid()}@host", "mine@host")
+
+
+def test_a_pool_process_waits_a_second_for_a_missing_receipt() -> None:
+    limit_stop_of_pool_processes()
+    assert 0.1 * billiard.pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT == 1
+
+
+def test_the_pool_logs_no_arguments_of_tasks() -> None:
+    keep_customers_out_of_the_log()
+    assert not logging.getLogger("celery.pool").isEnabledFor(logging.DEBUG)
+
+
+def test_a_stop_has_a_deadline() -> None:
+    program = "import time; from celery_task_app.consumer.lifecycle import exit_in_time; exit_in_time(3, 0.01)"
+    run = subprocess.run([sys.executable, "-c", f"{program}; time.sleep(60)"], check=False, timeout=50)
+    assert run.returncode == 3
