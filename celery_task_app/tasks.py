@@ -109,7 +109,7 @@ def score_chunk(self: PredictTask, **kwargs: Any) -> None:
 
 
 def _read_customer_schema() -> CustomerSchema | None:
-    """Return what the API asks for; None if no API has written it, or the result store cannot be read."""
+    """Return the features that the API asks for; None if no API has written it, or the result store cannot be read."""
     try:
         with connect(settings.backend_uri) as client:
             schema = read_customer_schema(client)

@@ -46,7 +46,7 @@ class Feature(NamedTuple):
 
 
 class CustomerSchema(NamedTuple):
-    """What the API asks for.
+    """The features that the API asks for, and an example.
 
     Attributes:
         features: by name.

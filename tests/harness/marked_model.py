@@ -91,7 +91,7 @@ def kill_this_process() -> None:
 
 @dataclass
 class BreaksModel(MarkedModel):
-    """A model that predicts nobody while a file exists.
+    """A model that predicts no customer while a file exists.
 
     Attributes:
         broken: the file.
