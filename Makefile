@@ -16,9 +16,10 @@ $(VENV)/.installed: requirements.txt
 	@$(INSTALL) --no-deps --require-hashes -r $<
 	@touch $@
 
-$(VENV)/.installed-test: $(VENV)/.installed requirements/test.txt
-	@$(INSTALL) --no-deps --require-hashes -r requirements/test.txt
-	@touch $@
+# requirements/test.txt has all packages of requirements.txt too.
+$(VENV)/.installed-test: requirements/test.txt
+	@$(INSTALL) --no-deps --require-hashes -r $<
+	@touch $(VENV)/.installed $@
 
 $(VENV)/.installed-notebook: $(VENV)/.installed requirements/notebook.txt
 	@$(INSTALL) --no-deps --require-hashes -r requirements/notebook.txt
