@@ -1,5 +1,5 @@
 # Two images of one tree: the API without an ML library, the worker without a web framework.
-# tests/unit/test_images.py imports each process from the files that its stage copies.
+# tests/integration/test_images.py imports each process from the files that its stage copies.
 FROM python:3.13-slim AS base
 ENV PYTHONUNBUFFERED=1
 WORKDIR /app

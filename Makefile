@@ -16,9 +16,10 @@ $(VENV)/.installed: requirements.txt
 	@$(INSTALL) --no-deps --require-hashes -r $<
 	@touch $@
 
-$(VENV)/.installed-test: $(VENV)/.installed requirements/test.txt
-	@$(INSTALL) --no-deps --require-hashes -r requirements/test.txt
-	@touch $@
+# requirements/test.txt has all packages of requirements.txt too.
+$(VENV)/.installed-test: requirements/test.txt
+	@$(INSTALL) --no-deps --require-hashes -r $<
+	@touch $(VENV)/.installed $@
 
 $(VENV)/.installed-notebook: $(VENV)/.installed requirements/notebook.txt
 	@$(INSTALL) --no-deps --require-hashes -r requirements/notebook.txt
@@ -46,7 +47,7 @@ test: $(VENV)/.installed-test ## run every test (ARGS="-k batches")
 	$(BIN)/python -m pytest $(ARGS)
 
 test-unit: $(VENV)/.installed-test ## run the tests that need no server, in seconds
-	$(BIN)/python -m pytest tests/unit $(ARGS)
+	$(BIN)/python -m pytest tests/unit -n auto $(ARGS)
 
 coverage: $(VENV)/.installed-test ## measure the lines that unit and integration tests run; fails below 95 %
 	$(BIN)/python -m pytest tests/unit tests/integration --cov --cov-report=term-missing:skip-covered $(ARGS)

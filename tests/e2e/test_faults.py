@@ -8,9 +8,10 @@ from tests.harness.faults import FAULTS, Fault, marked_service, strike
 from tests.harness.ledger import Ledger
 from tests.harness.service import Service
 
-# More than twice the limits of `make faults`: a test must not fail on a busy machine.
-SLOWEST_RESPONSE_MS = 8_000
-SLOWEST_LIVEZ_MS = 3_000
+# Below the client's limit of 20 s, so no answer hangs. `make faults` reports the times of a machine without other work;
+# here other tests may keep the disk busy for seconds.
+SLOWEST_RESPONSE_MS = 15_000
+SLOWEST_LIVEZ_MS = 10_000
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from tests.harness.service import Service, running_service
 
 def inspect(service: Service, command: str) -> str:
     """Return the output of `celery inspect`, for all workers of the broker."""
-    program = [sys.executable, "-m", "celery", "-A", "celery_task_app.worker", "inspect", "-t", "2", command]
+    program = [sys.executable, "-m", "celery", "-A", "celery_task_app.worker", "inspect", "-t", "1", command]
     env = {**os.environ, **service.servers.env}
     done = subprocess.run(program, cwd=ROOT, env=env, capture_output=True, text=True, timeout=30, check=False)
     return done.stdout + done.stderr

@@ -89,7 +89,9 @@ class Tree:
 
     def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a command in the copy, as in a second terminal; standard error is part of the output."""
-        env = os.environ | {"PORT": self.url.rpartition(":")[2]} | environment
+        # `make test` tells a nested make that it is one, in variables such as MAKEFLAGS and MAKELEVEL.
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+        env = inherited | {"PORT": self.url.rpartition(":")[2]} | environment
         return subprocess.run(
             command, cwd=self.path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
         )

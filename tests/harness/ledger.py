@@ -178,10 +178,10 @@ class Ledger:
         """Return the response; None if the API is down."""
         started = time.monotonic()
         try:
-            return self.service.request(method, path, timeout=10, **options)
+            return self.service.request(method, path, timeout=20, **options)
         except requests.Timeout:
             with self._lock:
-                self.other[f"{method}: none in 10 s"] += 1
+                self.other[f"{method}: none in 20 s"] += 1
         except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError):
             pass
         finally:
