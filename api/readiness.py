@@ -113,7 +113,9 @@ class ReadinessCheck:
         return await asyncio.shield(self.start())
 
     async def close(self) -> None:
-        """Close the connections."""
+        """End a check that runs, and close the connections."""
+        if self._check:
+            self._check.cancel()
         await self._store.aclose()
 
     async def _check_all(self) -> Readiness:

@@ -137,9 +137,9 @@ def parse_features(features: Sequence[Mapping[str, Any]]) -> dict[str, Feature]:
 
 
 def schema_differences(features: Mapping[str, Feature], schema: CustomerSchema) -> list[str]:
-    """Return how the features of a model differ from those that the API asks for, as phrases; empty if they fit.
+    """Return why a model cannot predict all customers of the API, as phrases; empty if it can.
 
-    Integers and numbers fit each other. The model may know more categories than the API accepts.
+    Integers and numbers fit each other. The model may know more categories, and need fewer features.
 
     Args:
         features: by name, from the manifest.
@@ -149,7 +149,6 @@ def schema_differences(features: Mapping[str, Feature], schema: CustomerSchema) 
     found = [f"the model needs {name}, which `Customer` lacks" for name in features if name not in asked]
     for name, ours in asked.items():
         if name not in features:
-            found.append(f"`Customer` has {name}, which the model does not use")
             continue
         needed = features[name]
         if ours.type != needed.type and not {ours.type, needed.type} <= _NUMBERS:
@@ -157,6 +156,11 @@ def schema_differences(features: Mapping[str, Feature], schema: CustomerSchema) 
         elif needed.categories and (unknown := sorted(set(ours.categories) - set(needed.categories))):
             found.append(f"{name} may be {', '.join(unknown)} in `Customer`, which the model does not know")
     return found
+
+
+def unused_features(features: Mapping[str, Feature], schema: CustomerSchema) -> list[str]:
+    """Return the names of the features that the API asks for and the model does not need."""
+    return [name for name in schema.features if name not in features]
 
 
 @lru_cache(maxsize=1)

@@ -21,7 +21,7 @@ from celery_task_app.errors import (
     SchemaMismatch,
     TrialFailed,
 )
-from celery_task_app.ml.artifact import CustomerSchema, load_artifact, schema_differences
+from celery_task_app.ml.artifact import CustomerSchema, load_artifact, schema_differences, unused_features
 from celery_task_app.ml.categories import categorical_columns
 
 if TYPE_CHECKING:
@@ -95,6 +95,8 @@ class ChurnModel:
                 f"The features in the manifest of {path} differ from those that the API asks for: "
                 f"{'; '.join(differences)}. Change `Customer` in models.py, or package the model again"
             )
+        if schema and self._types and (unused := unused_features(self._types, schema)):
+            logger.warning("the model does not use all features of `Customer` unused=%s", ",".join(unused))
         if check:
             self.try_out()
         logger.info("model loaded name=%s version=%s path=%s", self.name, self.version, path)

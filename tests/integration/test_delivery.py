@@ -377,6 +377,10 @@ class LastLookUp:
     store: Proxy
     version: str = "v1"
     explains: bool = False
+    has_trial: bool = False
+
+    def try_out(self) -> None:
+        raise NotImplementedError
 
     def churn_probabilities(self, customers: Sequence[Features]) -> list[float]:
         self.store.close()

@@ -20,6 +20,7 @@ from celery_task_app.ml.artifact import (
     parse_features,
     read_manifest,
     schema_differences,
+    unused_features,
 )
 from celery_task_app.ml.model import ChurnModel
 from models import Customer
@@ -228,7 +229,7 @@ AGE, GENDER = {"age": Feature("integer")}, {"gender": Feature("category", ("F", 
         ({"gender": Feature("category", ("F", "M", "X"))}, GENDER, None),
         ({"gender": Feature("category")}, GENDER, None),  # no categories recorded
         (AGE | GENDER, AGE, "the model needs gender, which `Customer` lacks"),
-        (AGE, AGE | GENDER, "`Customer` has gender, which the model does not use"),
+        (AGE, AGE | GENDER, None),
         (AGE, {"age": Feature("number")}, None),
         (AGE, {"age": Feature("category")}, "age is of type category in `Customer`, and integer in the manifest"),
         (GENDER, {"gender": Feature("category", ("F", "M", "X"))}, "gender may be X in `Customer`, which the model"),
@@ -247,3 +248,8 @@ def test_the_shipped_model_fits_the_api() -> None:
     asked = CustomerSchema(parse_features(schema["features"]), schema["example"])
     assert schema_differences(parse_features(MANIFEST["features"]), asked) == []
     assert set(asked.example or ()) == set(asked.features)
+
+
+def test_a_feature_that_the_model_does_not_use_is_named() -> None:
+    assert unused_features(AGE, CustomerSchema(AGE | GENDER, None)) == ["gender"]
+    assert unused_features(AGE, CustomerSchema(AGE, None)) == []
