@@ -32,7 +32,7 @@ def assert_nothing_is_lost(service: Service, fault: Fault) -> None:
         pytest.skip(obstacle)
     if service.servers.name in fault.not_tested_on:
         pytest.skip("it takes long: `make faults` injects it")
-    ledger = Ledger(service, fault.name, per_second=25)
+    ledger = Ledger(service, fault.name, per_second=15)
     with ledger.load():
         strike(fault, ledger, fault.shortest_s)
     row = ledger.balance()

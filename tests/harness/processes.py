@@ -36,7 +36,14 @@ def silent_port() -> Iterator[int]:
 
 def await_connections(port: int, count: int) -> None:
     """Wait until clients have connected to a port so many times; close each connection at once."""
-    with socket.create_server(("127.0.0.1", port)) as listener:
+    with contextlib.ExitStack() as stack:
+
+        def listen() -> list[socket.socket]:
+            with contextlib.suppress(OSError):  # a server that was killed may hold its port for some milliseconds
+                return [stack.enter_context(socket.create_server(("127.0.0.1", port)))]
+            return []
+
+        (listener,) = until(listen)
         listener.settimeout(30)
         for _ in range(count):
             with contextlib.closing(listener.accept()[0]):
