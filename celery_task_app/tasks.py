@@ -116,7 +116,10 @@ def _read_customer_schema() -> CustomerSchema | None:
     except Unavailable as error:
         logger.warning("the schema of customers is not known: %s", error)
         return None
-    return CustomerSchema(parse_features(schema["features"]), schema["example"]) if schema else None
+    if schema is None:
+        logger.info("no API has written the schema of customers yet: only golden rows can try the model")
+        return None
+    return CustomerSchema(parse_features(schema["features"]), schema["example"])
 
 
 def _try_out_model() -> None:
