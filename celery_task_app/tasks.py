@@ -5,6 +5,7 @@ A message is processed by the delivery policy (consumer/delivery.py), whether it
 
 import logging
 import time
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -78,7 +79,7 @@ class PredictTask(celery.Task):
             PredictionStore(connect(settings.backend_uri), settings.result_ttl_s),
             BatchStore(connect(settings.backend_uri), settings.result_ttl_s),
         )
-        return DeliveryPolicy(stores, Publisher(publisher_connection(settings.broker_uri)))
+        return DeliveryPolicy(stores, Publisher(publisher_connection(settings.broker_uri)), _read_example)
 
     @cached_property
     def delivery(self) -> DeliveryPolicy:
@@ -120,6 +121,10 @@ def _read_customer_schema() -> CustomerSchema | None:
         logger.info("no API has written the schema of customers yet: only golden rows can try the model")
         return None
     return CustomerSchema(parse_features(schema["features"]), schema["example"])
+
+
+def _read_example() -> Mapping[str, object] | None:
+    return schema.example if (schema := _read_customer_schema()) else None
 
 
 def _try_out_model() -> None:

@@ -20,7 +20,7 @@ from celery_task_app.errors import (
     ResultStoreUnavailable,
     TooManyAttempts,
 )
-from celery_task_app.messaging.messages import Id, Message, Model, Stores
+from celery_task_app.messaging.messages import Features, Id, Message, Model, Stores
 from celery_task_app.messaging.publisher import Publisher
 
 logger = logging.getLogger(__name__)
@@ -39,9 +39,20 @@ _FAILED_MESSAGES_BEFORE_STOP = 3
 class DeliveryPolicy:
     """Processes messages; the stores and the publisher are its own."""
 
-    def __init__(self, stores: Stores, publisher: Publisher) -> None:
+    def __init__(
+        self, stores: Stores, publisher: Publisher, read_example: Callable[[], Features | None] = lambda: None
+    ) -> None:
+        """Use some stores and a publisher.
+
+        Args:
+            stores: of the outcomes.
+            publisher: of split and postponed messages.
+            read_example: returns a customer that a working model can predict, if there is one. The worker may have
+                loaded the model before an API wrote it.
+        """
         self._stores = stores
         self._publisher = publisher
+        self._read_example = read_example
         self._failed_messages = 0  # in a row; the model failed for each of their customers
 
     def process(
@@ -130,6 +141,8 @@ class DeliveryPolicy:
             self._failed_messages = 0
             return
         self._failed_messages += 1
+        if not model.has_trial:
+            model.example = self._read_example()
         if model.has_trial:
             model.try_out()
         elif self._failed_messages >= _FAILED_MESSAGES_BEFORE_STOP:

@@ -36,6 +36,7 @@ class Model(Protocol):
 
     version: str
     explains: bool
+    example: Features | None
 
     @property
     def has_trial(self) -> bool:

@@ -54,6 +54,7 @@ class ChurnModel:
         version: of the model.
         features: the names of the columns that the pipeline takes, in its order; empty if it did not record them.
         classes: the labels of the pipeline's classes.
+        example: a customer for the trial if there are no golden rows; it may be set later.
         explains: whether the manifest says that the model gives reasons.
         can_explain: whether the pipeline can give reasons.
 
@@ -75,7 +76,7 @@ class ChurnModel:
         self._label = f"Model {self.name} {self.version}"
         self._types = artifact.features
         self._golden = artifact.golden
-        self._example = schema.example if schema else None
+        self.example = schema.example if schema else None
         self._pipeline = pipeline
         self._categorical = categorical_columns(pipeline)
         self.can_explain = hasattr(pipeline, "contributions")
@@ -175,7 +176,7 @@ class ChurnModel:
     @property
     def has_trial(self) -> bool:
         """Whether `try_out` has a customer to predict."""
-        return bool(self._golden or self._example)
+        return bool(self._golden or self.example)
 
     def try_out(self) -> None:
         """Predict the golden rows of the manifest; if it has none, the example of the schema.
@@ -187,7 +188,7 @@ class ChurnModel:
             GoldenRowMismatch: a probability differs by more than 1e-6 from the manifest's.
         """
         rows = "the golden rows of its manifest" if self._golden else "the example of `Customer`"
-        customers = [row.customer for row in self._golden] or ([self._example] if self._example else [])
+        customers = [row.customer for row in self._golden] or ([self.example] if self.example else [])
         try:
             predicted = self.churn_probabilities(customers)
         except PredictionError as error:

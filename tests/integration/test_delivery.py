@@ -378,6 +378,7 @@ class LastLookUp:
     version: str = "v1"
     explains: bool = False
     has_trial: bool = False
+    example: Features | None = None
 
     def try_out(self) -> None:
         raise NotImplementedError
