@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 GOLDEN_ROWS = 10
 TOLERANCE = 1e-6
 REPEATED_ROWS = 200  # predicted twice, and one by one
-READ_SCHEMA = "import json, models; print(json.dumps(models.Customer.model_json_schema()))"
+READ_SCHEMA = (
+    "import json, models; from api.customer_schema import describe_customer; "
+    "print(json.dumps(describe_customer(models.Customer)))"
+)
 
 
 class NotServable(ModelError):
@@ -202,13 +205,8 @@ def current_schema() -> CustomerSchema | None:
     found = subprocess.run([sys.executable, "-c", READ_SCHEMA], capture_output=True, check=False)  # noqa: S603
     if found.returncode:
         return None
-    properties = json.loads(found.stdout)["properties"]
-    kinds = {"string": "category"}
-    features = [
-        {"name": name, "type": kinds.get(field.get("type"), field.get("type")), "categories": field.get("enum", ())}
-        for name, field in properties.items()
-    ]
-    return CustomerSchema(parse_features(features), None)
+    schema = json.loads(found.stdout)
+    return CustomerSchema(parse_features(schema["features"]), schema["example"])
 
 
 def customer_class(features: Sequence[dict[str, Any]]) -> str:
