@@ -8,8 +8,7 @@ RUN useradd --system --no-create-home --uid 10001 churn
 FROM base AS api
 COPY requirements/api.txt requirements/
 RUN pip install --no-cache-dir --no-deps --require-hashes -r requirements/api.txt
-COPY celery_task_app/ml/__init__.py celery_task_app/ml/artifact.py celery_task_app/ml/
-COPY celery_task_app/ml/artifacts/churn.json celery_task_app/ml/artifacts/
+COPY celery_task_app/ml/__init__.py celery_task_app/ml/schema.py celery_task_app/ml/
 COPY celery_task_app/store celery_task_app/store
 COPY celery_task_app/messaging celery_task_app/messaging
 COPY celery_task_app/__init__.py celery_task_app/errors.py celery_task_app/settings.py celery_task_app/worker.py celery_task_app/

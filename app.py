@@ -26,6 +26,7 @@ from api.http.shutdown import release_on_stop
 from api.http.swagger import add_docs
 from api.readiness import ReadinessCheck
 from api.services import Services
+from api.worker_models import WorkerModels
 from celery_task_app.messaging.messages import ChunkMessage, PredictionMessage
 from celery_task_app.messaging.publisher import Publisher, publisher_connection
 from celery_task_app.settings import Settings, settings
@@ -82,6 +83,8 @@ def _create_services(settings: Settings, stack: AsyncExitStack) -> Services:
         lambda: group_commit.failure,
     )
     stack.push_async_callback(readiness.close)
+    worker_models = WorkerModels(new_client())
+    stack.push_async_callback(worker_models.close)
 
     batch_publisher = Publisher(publisher_connection(settings.broker_uri))
     batch_depth = partial(batch_publisher.depth, ChunkMessage.queue)
@@ -97,7 +100,6 @@ def _create_services(settings: Settings, stack: AsyncExitStack) -> Services:
     stack.push_async_callback(batch_intake.close)
     stack.push_async_callback(group_commit.close)
     return Services(
-        model_path=settings.model_path,
         max_wait_s=settings.max_wait_s,
         body_max_bytes=settings.body_max_bytes,
         group_commit=group_commit,
@@ -107,6 +109,7 @@ def _create_services(settings: Settings, stack: AsyncExitStack) -> Services:
         batch_intake=batch_intake,
         batches=batches,
         readiness=readiness,
+        worker_models=worker_models,
     )
 
 

@@ -174,8 +174,20 @@ class Spread(BaseModel):
     deviation: dict[str, float]
 
 
+class ModelVersion(BaseModel):
+    """A version of the model that workers have."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    version: str
+    sha256: str | None = None
+    """SHA-256 of the model file; workers up to 0.1.0 do not report it."""
+    workers: int
+    """The number of live workers that have this version."""
+
+
 class ModelCard(BaseModel):
-    """The model, as its manifest describes it; a field that the manifest lacks is left out."""
+    """The model that most workers have, as its manifest describes it; a field that the manifest lacks is left out."""
 
     model_config = ConfigDict(
         use_attribute_docstrings=True,
@@ -185,6 +197,13 @@ class ModelCard(BaseModel):
                     "name": "churn",
                     "description": "The probability that a customer closes the account.",
                     "version": "2eb71a7af843",
+                    "in_use": [
+                        {
+                            "version": "2eb71a7af843",
+                            "sha256": "2eb71a7af84386440557a419f1162a23166278abacd05088cc834e0f52965fbf",
+                            "workers": 1,
+                        }
+                    ],
                     "created": "2026-11-25",
                     "sha256": "2eb71a7af84386440557a419f1162a23166278abacd05088cc834e0f52965fbf",
                     "features": [
@@ -211,12 +230,14 @@ class ModelCard(BaseModel):
     """Limits of the model, and uses that are not intended."""
     version: str
     """The `model_version` of each prediction."""
+    in_use: list[ModelVersion]
+    """The versions that workers have now, first the one of most workers; during an upgrade there are several."""
     created: str | None = None
     """The day of the training."""
     sha256: str
     """SHA-256 of the model file."""
     features: list[Feature]
-    """The features, in the order of the training data."""
+    """The features, in the order of the training data; empty without a manifest."""
     training: Training | None = None
     scores: dict[str, float] | None = None
     """Scores on the rows that were held out."""
@@ -248,11 +269,16 @@ class WorkerState(BaseModel):
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
-    model: Literal["loaded", "not loaded yet", "failed", "stuck"]
+    model: Literal["loaded", "not loaded yet", "failed", "stuck", "unfit"]
+    """`unfit`: its model cannot predict all customers that this API accepts."""
     detail: str
     """The version of the model, or the reason why the worker cannot predict."""
     queues: list[str] | None = None
     """The queues that the worker consumes: `churn` for predictions, `churn.batch` for batches."""
+    sha256: str | None = None
+    """SHA-256 of the worker's model file."""
+    explains: bool | None = None
+    """Whether the worker's model gives reasons."""
     clock_skew_s: float | None = None
     """The seconds by which the worker's clock is ahead of the result store's."""
 
@@ -275,6 +301,8 @@ class Ready(BaseModel):
                             "model": "loaded",
                             "detail": "2eb71a7af843",
                             "queues": ["churn", "churn.batch", "churn.dead"],
+                            "sha256": "2eb71a7af84386440557a419f1162a23166278abacd05088cc834e0f52965fbf",
+                            "explains": True,
                             "clock_skew_s": 0.001,
                         }
                     },

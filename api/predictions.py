@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
-from pathlib import Path
 
 from fastapi import APIRouter, Request, Response
 
@@ -16,9 +15,8 @@ from api.http.paths import public_path
 from api.http.problems import ProblemType, problem, problem_responses
 from api.http.responses import NO_STORE, accepted_headers, accepted_responses, model_response
 from api.services import Services, get_services
-from celery_task_app.errors import ArtifactMissing, Expired, ResultStoreUnavailable
+from celery_task_app.errors import Expired, ResultStoreUnavailable
 from celery_task_app.messaging.messages import PredictionRequest
-from celery_task_app.ml.artifact import read_manifest
 from celery_task_app.store.predictions import QUEUED, State, StoredPrediction
 from models import Customer, Prediction, Task
 
@@ -65,7 +63,7 @@ async def predict(customer: Customer, request: Request) -> Response:
     idempotency_key, cancel_after = IDEMPOTENCY_KEY.read(request), CANCEL_AFTER.read(request)
     wait_s = preferred_wait_s(request, services.max_wait_s)
     explain = EXPLAIN.read(request) == "true"
-    if explain and not await asyncio.to_thread(_model_explains, services.model_path):
+    if explain and not await services.worker_models.may_explain():
         return problem(ProblemType.NOT_EXPLAINABLE, "Send the customer without `explain`.")
     accepted = PredictionRequest(customer.model_dump(), explain)
 
@@ -119,14 +117,6 @@ async def delete_result(task_id: PathId, request: Request) -> Response:
     if await get_services(request).predictions.delete(task_id):
         return Response(status_code=HTTPStatus.NO_CONTENT)
     return problem(ProblemType.UNKNOWN_TASK, "There is nothing to delete.")
-
-
-def _model_explains(model_path: Path) -> bool:
-    """Return whether the manifest says that the model gives reasons; it reads a file."""
-    try:
-        return read_manifest(model_path).get("explains") is True
-    except ArtifactMissing:
-        return False
 
 
 async def _fetch_and_respond(request: Request, task_id: str, wait_s: int) -> Response:

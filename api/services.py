@@ -1,7 +1,6 @@
 """The services that routes use, as one typed object; app.py creates it in the lifespan."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from fastapi import Request
 
@@ -9,6 +8,7 @@ from api.batch_intake import BatchIntake
 from api.completion import CompletionListener
 from api.group_commit import GroupCommitter
 from api.readiness import ReadinessCheck
+from api.worker_models import WorkerModels
 from celery_task_app.store.batches import AsyncBatchStore
 from celery_task_app.store.idempotency import IdempotencyKeys
 from celery_task_app.store.predictions import AsyncPredictionStore
@@ -19,7 +19,6 @@ class Services:
     """The services of one API process.
 
     Attributes:
-        model_path: the model file, whose manifest the API reads.
         max_wait_s: longest wait of `Prefer: wait`.
         body_max_bytes: longest body of a JSON route.
         group_commit: publishes predictions.
@@ -29,9 +28,9 @@ class Services:
         batch_intake: validates and publishes batches.
         batches: reads batches.
         readiness: checks whether a prediction can be computed.
+        worker_models: reads which models the workers have.
     """
 
-    model_path: Path
     max_wait_s: int
     body_max_bytes: int
     group_commit: GroupCommitter
@@ -41,6 +40,7 @@ class Services:
     batch_intake: BatchIntake
     batches: AsyncBatchStore
     readiness: ReadinessCheck
+    worker_models: WorkerModels
 
 
 def get_services(request: Request) -> Services:

@@ -20,8 +20,9 @@ from celery_task_app.consumer.request import RecoveringRequest
 from celery_task_app.errors import MalformedMessage, ModelError, Unavailable
 from celery_task_app.messaging.messages import ChunkMessage, Message, PredictionMessage, Stores
 from celery_task_app.messaging.publisher import Publisher, publisher_connection
-from celery_task_app.ml.artifact import CustomerSchema, parse_features
+from celery_task_app.ml.artifact import Artifact
 from celery_task_app.ml.model import ChurnModel
+from celery_task_app.ml.schema import CustomerSchema, parse_features
 from celery_task_app.settings import settings
 from celery_task_app.store.batches import BatchStore
 from celery_task_app.store.connection import connect
@@ -58,8 +59,8 @@ class PredictTask(celery.Task):
             raise Reject(str(error), requeue=True) from error
 
     @classmethod
-    def load_model(cls, *, check: bool = True) -> str:
-        """Load the model into this process, for both tasks, and return its version.
+    def load_model(cls, *, check: bool = True) -> Artifact:
+        """Load the model into this process, for both tasks, and return its checked file.
 
         Args:
             check: try the model out.
@@ -70,7 +71,7 @@ class PredictTask(celery.Task):
         with lifecycle.limit_load(cls.health, settings.model_path, settings.model_load_timeout_s):
             PredictTask.model = ChurnModel(settings.model_path, _read_customer_schema(), check=check)
         cls.health.report_model_loaded()
-        return PredictTask.model.version
+        return PredictTask.model.artifact
 
     @staticmethod
     def open_delivery() -> DeliveryPolicy:

@@ -104,7 +104,7 @@ class ProblemType(Enum):
         "not-explainable",
         HTTPStatus.UNPROCESSABLE_ENTITY,
         "This model gives no reasons",
-        "`explain=true`, and the manifest of the model does not say that it gives reasons",
+        "`explain=true`, and no worker has a model that gives reasons",
     )
     UNKNOWN_TASK = (
         "unknown-task",
@@ -125,11 +125,11 @@ class ProblemType(Enum):
         "Prediction failed",
         "the model cannot predict this customer, or each of four attempts lost its process or ran out of time",
     )
-    NO_MANIFEST = (
-        "no-manifest",
-        HTTPStatus.NOT_FOUND,
-        "The model has no manifest",
-        "there is no manifest beside the model file; the version of the model is in each prediction",
+    NO_MODEL = (
+        "no-model",
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "No worker has a model",
+        "no live worker has loaded a model; `GET /readyz` has the status of each worker",
     )
     MALFORMED_BATCH = (
         "malformed-batch",

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from celery_task_app.errors import ChurnServiceError, ModelError
-from celery_task_app.ml.artifact import CustomerSchema, parse_features, schema_differences
 from celery_task_app.ml.model import ChurnModel
+from celery_task_app.ml.schema import CustomerSchema, parse_features, schema_differences
 
 if TYPE_CHECKING:
     import pandas as pd

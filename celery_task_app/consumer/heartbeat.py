@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from billiard import active_children, current_process
 from celery import bootsteps
@@ -23,7 +23,11 @@ from celery.signals import worker_shutdown
 from celery_task_app.consumer.healthcheck import MAX_AGE_S, remove_status, write_status
 from celery_task_app.errors import ModelError, ResultStoreUnavailable, TrialFailed
 from celery_task_app.store.connection import StoreClient, clock_skew_s, connect
+from celery_task_app.store.model_cards import publish_model_card
 from celery_task_app.store.worker_status import WorkerStatus, publish_status, withdraw_status
+
+if TYPE_CHECKING:
+    from celery_task_app.ml.artifact import Artifact
 
 logger = logging.getLogger(__name__)
 
@@ -49,13 +53,13 @@ class WorkerHealth:
     Attributes:
         hostname: Celery's name of the worker, `celery@HOST`.
         pid: of the main process.
-        model_version: of the model, as the status shows it.
+        artifact: the checked model file; None until it is checked.
     """
 
     def __init__(self, hostname: str, backend_uri: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.hostname = hostname
         self.pid = os.getpid()
-        self.model_version = ""
+        self.artifact: Artifact | None = None
         self._backend_uri = backend_uri
         self._clock = clock
         self._shared = mmap.mmap(-1, _LOADS + _SLOT_BYTES * _MAX_PROCESSES)
@@ -132,10 +136,12 @@ class WorkerHealth:
         is_loaded = bool(self._loaded({process.pid for process in active_children()} | {self.pid}))
         status = WorkerStatus(
             model="loaded" if is_loaded else "not loaded yet",
-            detail=self.model_version,
+            detail=self.artifact.version if self.artifact else "",
             queues=list(queues),
             clock_skew_s=0,
         )
+        if self.artifact:
+            status["sha256"], status["explains"] = self.artifact.sha256, self.artifact.explains
         if is_loaded and silent_s > _STUCK_AFTER_S:  # a process that loads the model may be silent for longer
             status["model"], status["detail"] = "stuck", f"no pool process has run for {silent_s:.0f} s"
             self._stuck_statuses += 1
@@ -149,6 +155,8 @@ class WorkerHealth:
             logger.warning("status file not written: %s", error)
         with self._store() as client:
             status["clock_skew_s"] = round(clock_skew_s(client), 3)
+            if self.artifact:
+                publish_model_card(client, self.artifact.sha256, self.artifact.card)
             publish_status(client, self._name, status, MAX_AGE_S)
 
     def withdraw(self) -> None:

@@ -16,7 +16,7 @@ import billiard.pool
 
 from celery_task_app.consumer.heartbeat import WorkerHealth
 from celery_task_app.errors import LoadTooSlow, ModelError
-from celery_task_app.ml.artifact import check_artifact
+from celery_task_app.ml.artifact import Artifact, check_artifact
 
 logger = logging.getLogger(__name__)
 
@@ -27,13 +27,13 @@ STOP_WITHIN_S = 20
 def check_model(health: WorkerHealth, model_path: Path) -> None:
     """Check the model file; stop the worker before it takes a message if the model cannot be used."""
     try:
-        health.model_version = check_artifact(model_path).version
+        health.artifact = check_artifact(model_path)
     except ModelError as error:
         _stop(health, error)
 
 
 def warm_up(
-    health: WorkerHealth, load_model: Callable[[], str], try_out: Callable[[], None], *, within_s: float
+    health: WorkerHealth, load_model: Callable[[], Artifact], try_out: Callable[[], None], *, within_s: float
 ) -> None:
     """Load the model before the pool processes are forked, so that they share its memory; stop the worker if it fails.
 
@@ -42,13 +42,13 @@ def warm_up(
 
     Args:
         health: of this worker.
-        load_model: loads the model into this process, and returns its version.
+        load_model: loads the model into this process, and returns its checked file.
         try_out: a function of a module, which lets the model predict; it runs in a child process, because a model may
             start OpenMP's threads to predict, and a process that is forked afterwards hangs.
         within_s: seconds that `try_out` may take.
     """
     try:
-        health.model_version = load_model()
+        health.artifact = load_model()
         _run_in_child(try_out, within_s)
     except Exception as error:  # noqa: BLE001 - unpickling runs code of the model, which may raise any error
         _stop(health, to_model_error(error))

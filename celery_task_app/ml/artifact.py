@@ -1,7 +1,6 @@
 """A model file and its manifest: check, then unpickle. It does not predict; model.py does.
 
-Importing this module and calling `check_artifact` load no ML library. So the API can import this module, and the
-worker can check a model before it forks.
+Importing this module and calling `check_artifact` load no ML library, so the worker can check a model before it forks.
 """
 
 import hashlib
@@ -10,20 +9,18 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from celery_task_app.errors import ArtifactCorrupt, ArtifactMissing, VersionMismatch
+from celery_task_app.ml.schema import Feature, parse_features
 
 logger = logging.getLogger(__name__)
 
 _PINNED_LIBRARIES = ("scikit-learn", "lightgbm")  # neither promises to read a pickle of another version
-
-
-_NUMBERS = {"integer", "number"}
 
 
 class GoldenRow(NamedTuple):
@@ -33,30 +30,6 @@ class GoldenRow(NamedTuple):
     probability: float
 
 
-class Feature(NamedTuple):
-    """A feature of a model or of the API's Customer.
-
-    Attributes:
-        type: `integer`, `number` or `category`.
-        categories: the known values of a category; empty if they are not recorded.
-    """
-
-    type: str
-    categories: tuple[str, ...] = ()
-
-
-class CustomerSchema(NamedTuple):
-    """The features that the API asks for, and an example.
-
-    Attributes:
-        features: by name.
-        example: a customer, if the API has one.
-    """
-
-    features: Mapping[str, Feature]
-    example: Mapping[str, object] | None
-
-
 @dataclass(frozen=True)
 class Artifact:
     """A checked model file that is not unpickled yet."""
@@ -64,12 +37,22 @@ class Artifact:
     name: str
     version: str
     """The manifest's version; without a manifest, the first 12 digits of the file's SHA-256."""
+    sha256: str
+    """Of the file, in hex digits."""
     features: Mapping[str, Feature]
     """By name, in the pipeline's order; empty without a manifest."""
     golden: Sequence[GoldenRow] = ()
     """The golden rows of the manifest, which may have none."""
     explains: bool = False
     """Whether the manifest says that the pipeline has a method `contributions`."""
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+    """As it was read; empty without a manifest."""
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """The manifest without its golden rows, which are customers."""
+        ours = {"name": self.name, "version": self.version, "sha256": self.sha256}
+        return {"features": [], **{name: value for name, value in self.manifest.items() if name != "golden"}, **ours}
 
 
 def read_manifest(model_path: Path) -> dict[str, Any]:
@@ -124,45 +107,6 @@ def load_artifact(path: Path) -> tuple[Artifact, Any]:
     return artifact, _unpickle(content, path)
 
 
-def parse_features(features: Sequence[Mapping[str, Any]]) -> dict[str, Feature]:
-    """Return the features of a manifest by name.
-
-    Args:
-        features: objects with `name`, `type`, and `categories` if they are known.
-
-    Raises:
-        LookupError, TypeError: they are not such objects.
-    """
-    return {feature["name"]: Feature(feature["type"], tuple(feature.get("categories", ()))) for feature in features}
-
-
-def schema_differences(features: Mapping[str, Feature], schema: CustomerSchema) -> list[str]:
-    """Return why a model cannot predict all customers of the API, as phrases; empty if it can.
-
-    Integers and numbers fit each other. The model may know more categories, and need fewer features.
-
-    Args:
-        features: by name, from the manifest.
-        schema: of the API.
-    """
-    asked = schema.features
-    found = [f"the model needs {name}, which `Customer` lacks" for name in features if name not in asked]
-    for name, ours in asked.items():
-        if name not in features:
-            continue
-        needed = features[name]
-        if ours.type != needed.type and not {ours.type, needed.type} <= _NUMBERS:
-            found.append(f"{name} is of type {ours.type} in `Customer`, and {needed.type} in the manifest")
-        elif needed.categories and (unknown := sorted(set(ours.categories) - set(needed.categories))):
-            found.append(f"{name} may be {', '.join(unknown)} in `Customer`, which the model does not know")
-    return found
-
-
-def unused_features(features: Mapping[str, Feature], schema: CustomerSchema) -> list[str]:
-    """Return the names of the features that the API asks for and the model does not need."""
-    return [name for name in schema.features if name not in features]
-
-
 @lru_cache(maxsize=1)
 def _parse_manifest(path: Path, _modified_ns: int, _size_bytes: int) -> dict[str, Any]:
     manifest = json.loads(path.read_bytes())
@@ -189,16 +133,18 @@ def _read_and_check(path: Path) -> tuple[Artifact, bytes]:
     try:
         manifest = read_manifest(path)
         artifact = Artifact(
-            name=manifest["name"],
-            version=manifest["version"],
+            name=str(manifest["name"]),
+            version=str(manifest["version"]),
+            sha256=sha256,
             features=parse_features(manifest["features"]),
             golden=[GoldenRow(row["customer"], float(row["probability"])) for row in manifest.get("golden", ())],
             explains=manifest.get("explains") is True,
+            manifest=manifest,
         )
         expected_sha256, libraries = manifest["sha256"], dict(manifest["libraries"])
     except ArtifactMissing:
         logger.warning("model not verified path=%s reason='no manifest beside it'", path)
-        return Artifact(name=path.stem, version=sha256[:12], features={}), content
+        return Artifact(name=path.stem, version=sha256[:12], sha256=sha256, features={}), content
     except (ValueError, LookupError, TypeError) as error:
         raise _damaged_manifest(manifest_path, error) from error
 

@@ -21,8 +21,9 @@ from celery_task_app.errors import (
     SchemaMismatch,
     TrialFailed,
 )
-from celery_task_app.ml.artifact import CustomerSchema, load_artifact, schema_differences, unused_features
+from celery_task_app.ml.artifact import load_artifact
 from celery_task_app.ml.categories import categorical_columns
+from celery_task_app.ml.schema import CustomerSchema, schema_differences, unused_features
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,6 +51,7 @@ class ChurnModel:
         check: whether to call `try_out` now.
 
     Attributes:
+        artifact: the checked file and its manifest.
         name: of the model.
         version: of the model.
         features: the names of the columns that the pipeline takes, in its order; empty if it did not record them.
@@ -68,7 +70,8 @@ class ChurnModel:
     """
 
     def __init__(self, path: Path, schema: CustomerSchema | None = None, *, check: bool = True) -> None:
-        artifact, pipeline = load_artifact(path)
+        self.artifact, pipeline = load_artifact(path)
+        artifact = self.artifact
         self.name = artifact.name
         self.version = artifact.version
         self.explains = artifact.explains

@@ -16,12 +16,17 @@ _KEY = "churn:worker:{}"
 class WorkerStatus(TypedDict):
     """The status that a worker publishes."""
 
-    model: Literal["loaded", "not loaded yet", "failed", "stuck"]
-    """`failed`: the model cannot be used. `stuck`: no pool process runs."""
+    model: Literal["loaded", "not loaded yet", "failed", "stuck", "unfit"]
+    """`failed`: the model cannot be used. `stuck`: no pool process runs. `unfit`: an API finds that the model cannot
+    predict all of its customers; no worker publishes it."""
     detail: str
     """The version of the model, or the reason why the worker cannot predict."""
     queues: NotRequired[list[str]]
     """The names of the queues that the worker consumes. Workers up to 0.1.0 consume all, and do not name them."""
+    sha256: NotRequired[str]
+    """SHA-256 of the model file; workers up to 0.1.0 do not report it."""
+    explains: NotRequired[bool]
+    """Whether the model gives reasons."""
     clock_skew_s: NotRequired[float]
     """The seconds by which the worker's clock is ahead of the result store's."""
 

@@ -79,7 +79,7 @@ def consuming(servers: Servers, model_path: Path) -> Iterator[WorkerHealth]:
                         connection.drain_events(timeout=0.1)
 
     health = WorkerHealth("celery@in-process", servers.backend_uri)
-    health.model_version = model.version
+    health.artifact = model.artifact
     health.report_model_loaded()
     thread = threading.Thread(target=consume)
     thread.start()

@@ -11,6 +11,7 @@ import pytest
 
 from api.http.problems import ProblemType
 from celery_task_app.consumer.heartbeat import WorkerHealth
+from tests.conftest import MANIFEST
 from tests.harness.assertions import assert_problem
 from tests.harness.customers import as_csv, as_ndjson
 from tests.harness.processes import free_port, silent_port, until
@@ -103,11 +104,13 @@ def test_the_service_is_ready_while_a_worker_publishes_its_status(
     assert api.get("/livez").json() == {"status": "alive"}
 
 
-def test_the_model_is_described(api: Client, servers: Servers, tmp_path: Path) -> None:
-    assert api.get("/churn/model").json()["version"]
-    with serving(settings_of(servers, model_path=tmp_path / "mine.joblib")) as client:
-        assert_problem(client.get("/churn/model"), ProblemType.NO_MANIFEST)
-        assert_problem(client.post({}, {"explain": "true"}), ProblemType.INVALID_FEATURES)
+def test_the_model_is_described_as_its_worker_reports_it(api: Client, worker: WorkerHealth) -> None:
+    worker.publish(["churn", "churn.batch"])
+    card = api.get("/churn/model").json()
+    assert card.pop("in_use") == [{"version": MANIFEST["version"], "sha256": MANIFEST["sha256"], "workers": 1}]
+    assert card.pop("training").items() <= MANIFEST["training"].items()
+    assert card == {name: MANIFEST[name] for name in card}
+    assert api.request("HEAD", "/churn/model").status_code == 200
 
 
 def test_docs_need_no_key_and_predictions_do(servers: Servers, customer: Row) -> None:

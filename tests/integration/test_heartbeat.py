@@ -20,6 +20,7 @@ from celery_task_app.consumer.healthcheck import find_problem
 from celery_task_app.consumer.heartbeat import Heartbeat, WorkerHealth
 from celery_task_app.consumer.lifecycle import check_model
 from celery_task_app.errors import ModelError
+from celery_task_app.ml.artifact import Artifact
 from celery_task_app.store.worker_status import WorkerStatus
 from celery_task_app.worker import BATCHES, PREDICTIONS
 from tests.harness.processes import free_port, until
@@ -55,7 +56,7 @@ def health(
     client.flushdb()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # of the status file
     health = WorkerHealth(f"celery@{uuid4()}", servers.backend_uri, clock)
-    health.model_version = "v1"
+    health.artifact = Artifact("mine", "v1", "0" * 64, {}, explains=True, manifest={"limits": ["few"], "golden": [{}]})
     return health
 
 
@@ -98,6 +99,7 @@ def test_a_worker_is_loaded_when_one_of_its_processes_is(servers: Servers, healt
     health.report_model_loaded()
     published = status(health, servers)
     assert (published["model"], published["detail"], published["queues"]) == ("loaded", "v1", QUEUES)
+    assert (published["sha256"], published["explains"]) == ("0" * 64, True)
     assert find_problem() == ""
     health.withdraw()
     assert statuses(servers.backend_uri) == {}

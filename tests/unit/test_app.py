@@ -4,7 +4,6 @@ import asyncio
 import json
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,13 +26,12 @@ SECRET = 31415.9
 
 
 @pytest.fixture(autouse=True)
-def model_path(tmp_path: Path) -> Iterator[Path]:
-    """Give the app services whose broker and result store are away; yield the path of its model."""
-    path = tmp_path / "mine.joblib"
+def services() -> Iterator[None]:
+    """Give the app services whose broker and result store are away."""
     absent: Any = None  # no request of these tests gets so far
     batches = intake(max_rows=MAX_ROWS, max_bytes=MAX_BYTES)
-    app.state.services = Services(path, 0, LIMIT, absent, absent, absent, absent, batches, absent, absent)
-    yield path
+    app.state.services = Services(0, LIMIT, absent, absent, absent, absent, batches, absent, absent, absent)
+    yield
     del app.state.services
     asyncio.run(batches.close())
 
@@ -96,7 +94,7 @@ def test_the_docs_load_nothing_from_another_host() -> None:
         assert get(f"/{address}").status == 200
 
 
-@pytest.mark.parametrize("path", ["/livez", "/churn/model", "/docs", "/openapi.json"])
+@pytest.mark.parametrize("path", ["/livez", "/docs", "/openapi.json"])
 def test_head_has_the_status_and_the_headers_of_get(path: str) -> None:
     from_get, from_head = get(path), call(app, "HEAD", path)
     assert (from_head.status, from_head.headers) == (from_get.status, from_get.headers)
@@ -104,12 +102,6 @@ def test_head_has_the_status_and_the_headers_of_get(path: str) -> None:
 
 def test_a_running_process_is_alive() -> None:
     assert (get("/livez").status, get("/livez").json()) == (200, {"status": "alive"})
-
-
-def test_a_model_without_a_manifest_is_404(model_path: Path) -> None:
-    assert_problem(get("/churn/model"), ProblemType.NO_MANIFEST)
-    model_path.with_suffix(".json").write_text('{"name": "mine", "version": "1", "sha256": "0", "features": []}')
-    assert get("/churn/model").json() == {"name": "mine", "version": "1", "sha256": "0", "features": []}
 
 
 @pytest.mark.parametrize("path", ["/docs/assets/../../churn/model", "//docs", "/docs/../churn/model", "/livez/"])
@@ -167,13 +159,6 @@ def test_an_invalid_header_is_400_and_is_named(customer: Row, headers: dict[str,
 def test_explain_must_be_true_or_false(customer: Row, explain: str) -> None:
     body = assert_problem(predict(customer, f"?explain={explain}"), ProblemType.BAD_PARAMETER)
     assert [fault["pointer"] for fault in body["errors"]] == ["#/explain"]
-
-
-@pytest.mark.parametrize("manifest", [None, '{"name": "mine"}', '{"name": "mine", "explains": false}'])
-def test_a_model_without_reasons_is_422(customer: Row, model_path: Path, manifest: str | None) -> None:
-    if manifest is not None:
-        model_path.with_suffix(".json").write_text(manifest)
-    assert_problem(predict(customer, "?explain=true"), ProblemType.NOT_EXPLAINABLE)
 
 
 # Batches. tests/unit/test_batch_formats.py has all cases of the parsers.

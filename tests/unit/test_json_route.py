@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,8 +33,8 @@ def app() -> FastAPI:
     app = FastAPI()
     add_exception_handlers(app)
     app.include_router(router)
-    absent: list[Any] = [None] * 7  # the route reads the limit only
-    app.state.services = Services(Path("no-model"), 0, LIMIT, *absent)
+    absent: list[Any] = [None] * 8  # the route reads the limit only
+    app.state.services = Services(0, LIMIT, *absent)
     return app
 
 

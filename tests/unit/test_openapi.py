@@ -95,8 +95,8 @@ CONTRACT: dict[str, dict[str, list[str]]] = {
     "GET /churn/model": {
         "200": [JSON],
         "401": ["unauthorized"],
-        "404": ["no-manifest"],
         "500": ["internal-error"],
+        "503": ["no-model", "unavailable"],
     },
     "GET /livez": {"200": [JSON], "500": ["internal-error"]},
     "GET /readyz": {"200": [JSON], "500": ["internal-error"], "503": ["not-ready"]},

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import subprocess
@@ -9,21 +10,9 @@ from typing import Any
 import joblib
 import pytest
 
-from api.customer_schema import describe_customer
 from celery_task_app.errors import ArtifactCorrupt, ArtifactMissing, VersionMismatch
-from celery_task_app.ml.artifact import (
-    Artifact,
-    CustomerSchema,
-    Feature,
-    check_artifact,
-    load_artifact,
-    parse_features,
-    read_manifest,
-    schema_differences,
-    unused_features,
-)
+from celery_task_app.ml.artifact import Artifact, check_artifact, load_artifact, read_manifest
 from celery_task_app.ml.model import ChurnModel
-from models import Customer
 from tests.conftest import MANIFEST
 from tests.harness.processes import ROOT
 
@@ -92,6 +81,18 @@ def test_name_and_version_are_those_of_the_manifest(opened: Opener, artifact: Pa
     edit_manifest(artifact, name="loyalty", version="2.1")
 
     assert (opened(artifact).name, opened(artifact).version) == ("loyalty", "2.1")
+
+
+def test_the_card_is_the_manifest_without_customers(shipped: Path) -> None:
+    card = check_artifact(shipped).card
+    assert card == {name: value for name, value in MANIFEST.items() if name != "golden"}
+
+
+def test_the_card_of_a_model_without_a_manifest_has_its_version_and_digest(tmp_path: Path) -> None:
+    (tmp_path / "mine.joblib").write_bytes(b"a model")
+    sha256 = hashlib.sha256(b"a model").hexdigest()
+    card = {"name": "mine", "version": sha256[:12], "sha256": sha256, "features": []}
+    assert check_artifact(tmp_path / "mine.joblib").card == card
 
 
 def test_a_missing_model_is_artifact_missing(opened: Opener, tmp_path: Path) -> None:
@@ -217,39 +218,3 @@ print(os.environ["OMP_NUM_THREADS"])
 
 
 # The features of a model and those that the API asks for
-
-AGE, GENDER = {"age": Feature("integer")}, {"gender": Feature("category", ("F", "M"))}
-
-
-@pytest.mark.parametrize(
-    ("features", "asked", "difference"),
-    [
-        (AGE, AGE, None),
-        ({"age": Feature("number")}, AGE, None),  # an integer is a number
-        ({"gender": Feature("category", ("F", "M", "X"))}, GENDER, None),
-        ({"gender": Feature("category")}, GENDER, None),  # no categories recorded
-        (AGE | GENDER, AGE, "the model needs gender, which `Customer` lacks"),
-        (AGE, AGE | GENDER, None),
-        (AGE, {"age": Feature("number")}, None),
-        (AGE, {"age": Feature("category")}, "age is of type category in `Customer`, and integer in the manifest"),
-        (GENDER, {"gender": Feature("category", ("F", "M", "X"))}, "gender may be X in `Customer`, which the model"),
-    ],
-)
-def test_a_difference_between_the_model_and_customer_is_named(
-    features: dict[str, Feature], asked: dict[str, Feature], difference: str | None
-) -> None:
-    found = schema_differences(features, CustomerSchema(asked, None))
-    assert len(found) == bool(difference)
-    assert "".join(found).startswith(difference or "")
-
-
-def test_the_shipped_model_fits_the_api() -> None:
-    schema = describe_customer(Customer)
-    asked = CustomerSchema(parse_features(schema["features"]), schema["example"])
-    assert schema_differences(parse_features(MANIFEST["features"]), asked) == []
-    assert set(asked.example or ()) == set(asked.features)
-
-
-def test_a_feature_that_the_model_does_not_use_is_named() -> None:
-    assert unused_features(AGE, CustomerSchema(AGE | GENDER, None)) == ["gender"]
-    assert unused_features(AGE, CustomerSchema(AGE, None)) == []

@@ -26,9 +26,9 @@ from celery_task_app.errors import (
     SchemaMismatch,
     TrialFailed,
 )
-from celery_task_app.ml.artifact import CustomerSchema
 from celery_task_app.ml.data_set import FEATURES
 from celery_task_app.ml.model import ChurnModel
+from celery_task_app.ml.schema import CustomerSchema
 from tests.harness.synthetic_customers import CATEGORIES
 
 Customer = dict[str, object]
