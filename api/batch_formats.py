@@ -4,8 +4,8 @@ No error repeats a value, because values are customers'.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from operator import getitem, itemgetter
 from types import GenericAlias
 from typing import IO, Annotated, Any
@@ -65,56 +65,66 @@ class RowSlice:
     invalid: list[InvalidRow]
 
 
-def parse_rows(file: IO[bytes], media_type: str, schema: type[BaseModel], size: int) -> Iterator[RowSlice]:
-    """Parse and validate a file of customers.
+class RowParser:
+    """Parses and validates files of customers. One serves all batches, because its validators take long to build."""
 
-    A slice may be empty, so that many blank lines are no long step for the caller.
+    def __init__(self, schema: type[BaseModel]) -> None:
+        """Validate with a schema of customers. Text is converted to numbers in CSV only."""
+        self._schema = schema
+        self._text_validator = _TextRowValidator(schema)
+        self._validator = _RowValidator(schema)
 
-    Args:
-        file: bytes in UTF-8, with a byte order mark or without; CSV may be UTF-16 with a byte order mark.
-        media_type: CSV (see csv_rows.py), NDJSON (one object in each line) or JSON (one array of objects). Blank lines
-            are ignored.
-        schema: of a customer. Text is converted to numbers in CSV only.
-        size: most rows of a slice.
+    def parse(self, file: IO[bytes], media_type: str, size: int) -> Iterator[RowSlice]:
+        """Parse and validate a file of customers.
 
-    Raises:
-        MalformedBatch: the file cannot be parsed; slices that were yielded before must be discarded.
-    """
-    validator = _row_validator(schema, media_type == CSV)
-    parse = {CSV: read_csv, NDJSON: _parse_ndjson, JSON: _parse_json_array}[media_type]
-    first, described, blank, lines, rows = 0, DESCRIBED_ROWS, 0, list[int | None](), list[Any]()
-    for line, row in parse(file, schema):
-        if row is BLANK:
-            blank += 1
-            if blank % _BLANK_AT_ONCE == 0:
-                yield RowSlice([], {}, [])
-            continue
-        lines.append(line)
-        rows.append(row)
-        if len(rows) == size:
-            part = validator.validate(first, lines, rows, described)
-            described -= len(part.invalid)
-            yield part
-            first, lines, rows = first + size, [], []
-    if rows:
-        yield validator.validate(first, lines, rows, described)
-    elif not first:
-        raise MalformedBatch("the batch has no row")
+        A slice may be empty, so that many blank lines are no long step for the caller.
+
+        Args:
+            file: bytes in UTF-8, with a byte order mark or without; CSV may be UTF-16 with a byte order mark.
+            media_type: CSV (see csv_rows.py), NDJSON (one object in each line) or JSON (one array of objects). Blank
+                lines are ignored.
+            size: most rows of a slice.
+
+        Raises:
+            MalformedBatch: the file cannot be parsed; slices that were yielded before must be discarded.
+        """
+        validator = self._text_validator if media_type == CSV else self._validator
+        parse = {CSV: read_csv, NDJSON: _parse_ndjson, JSON: _parse_json_array}[media_type]
+        first, described, blank, lines, rows = 0, DESCRIBED_ROWS, 0, list[int | None](), list[Any]()
+        for line, row in parse(file, self._schema):
+            if row is BLANK:
+                blank += 1
+                if blank % _BLANK_AT_ONCE == 0:
+                    yield RowSlice([], {}, [])
+                continue
+            lines.append(line)
+            rows.append(row)
+            if len(rows) == size:
+                part = validator.validate(first, lines, rows, described)
+                described -= len(part.invalid)
+                yield part
+                first, lines, rows = first + size, [], []
+        if rows:
+            yield validator.validate(first, lines, rows, described)
+        elif not first:
+            raise MalformedBatch("the batch has no row")
 
 
 class _RowValidator:
     """Validates rows with a schema: column by column if the schema allows it, because that is faster."""
 
-    def __init__(self, schema: type[BaseModel], *, is_text: bool) -> None:
+    def __init__(self, schema: type[BaseModel], *, strict: bool | None = None) -> None:
+        """Validate with a schema.
+
+        Args:
+            schema: of a row.
+            strict: whether values must have the type of their field; None for what the schema says.
+        """
         self._names = list(schema.model_fields)
         rows: TypeAdapter[list[Any]] = TypeAdapter(list[schema])  # type: ignore[valid-type]
         self._validate_rows, self._are_valid = rows.validate_python, rows.validator.isinstance_python
         self._columns = _column_types(schema)
-        self._numbers = frozenset(
-            name for name, field in schema.model_fields.items() if field.annotation in (int, float)
-        )
-        self._is_text = is_text
-        self._strict = False if is_text else None
+        self._strict = strict
 
     def validate(self, first: int, lines: Sequence[int | None], rows: list[Any], described: int) -> RowSlice:
         """Return the slice of these rows.
@@ -125,34 +135,22 @@ class _RowValidator:
             rows: as they were sent.
             described: invalid rows whose faults are worked out.
         """
-        numbers = list(range(first, first + len(rows)))
-        try:
-            columns = {name: list(map(itemgetter(name), rows)) for name in rows[0]} if self._is_text else {}
-            if self._columns and not self._is_text:
-                columns = {name: list(map(itemgetter(name), rows)) for name in self._columns}
-            if self._columns and self._is_plain(columns):
-                return RowSlice(numbers, self._validate_columns(columns), [])
-        except (ValidationError, LookupError, TypeError):  # a row may be invalid: find it
-            pass
-        if self._is_text:
-            columns = clean_columns(columns, self._numbers)
-            try:
-                if self._columns:
-                    return RowSlice(numbers, self._validate_columns(columns), [])
-            except (ValidationError, LookupError):
-                pass
-            rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        with suppress(LookupError, TypeError):  # a row lacks a field, or is no object: find it
+            columns = {name: list(map(itemgetter(name), rows)) for name in self._columns}
+            if part := self._validate_columns(first, columns):
+                return part
         return self._validate_each(first, lines, rows, described)
 
-    def _is_plain(self, columns: dict[str, list[Any]]) -> bool:
-        """Return whether no number needs `clean_columns`; one search for all cells of a column is cheap."""
-        return not self._is_text or all(
-            "_" not in (cells := "".join(columns[name])) and cells.isascii() for name in self._numbers & columns.keys()
-        )
-
-    def _validate_columns(self, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        types = self._columns or {}
-        return {name: column.validate_python(columns[name], strict=self._strict) for name, column in types.items()}
+    def _validate_columns(self, first: int, columns: dict[str, list[Any]]) -> RowSlice | None:
+        """Return the slice of rows that are all valid, given their columns; None if a row may be invalid."""
+        try:
+            valid = {
+                name: column.validate_python(columns[name], strict=self._strict)
+                for name, column in self._columns.items()
+            }
+        except (ValidationError, LookupError):
+            return None
+        return RowSlice(list(range(first, first + len(valid[self._names[0]]))), valid, []) if valid else None
 
     def _validate_each(self, first: int, lines: Sequence[int | None], rows: list[Any], described: int) -> RowSlice:
         numbers, valid, invalid = list[int](), list[Any](), list[InvalidRow]()
@@ -176,13 +174,35 @@ class _RowValidator:
         return RowSlice(numbers, {name: [field[name] for field in fields] for name in self._names}, invalid)
 
 
-@cache
-def _row_validator(schema: type[BaseModel], is_text: bool) -> _RowValidator:
-    return _RowValidator(schema, is_text=is_text)
+class _TextRowValidator(_RowValidator):
+    """Validates rows of text: it converts cells to numbers, and cleans those that Python would read differently."""
+
+    def __init__(self, schema: type[BaseModel]) -> None:
+        super().__init__(schema, strict=False)
+        self._numbers = frozenset(
+            name for name, field in schema.model_fields.items() if field.annotation in (int, float)
+        )
+
+    def validate(self, first: int, lines: Sequence[int | None], rows: list[Any], described: int) -> RowSlice:
+        """Return the slice of these rows, which all have the columns of the first one."""
+        columns = {name: list(map(itemgetter(name), rows)) for name in rows[0]}
+        if self._is_plain(columns) and (part := self._validate_columns(first, columns)):
+            return part
+        columns = clean_columns(columns, self._numbers)
+        if part := self._validate_columns(first, columns):
+            return part
+        cleaned = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        return self._validate_each(first, lines, cleaned, described)
+
+    def _is_plain(self, columns: dict[str, list[Any]]) -> bool:
+        """Return whether no number needs `clean_columns`; one search for all cells of a column is cheap."""
+        return all(
+            "_" not in (cells := "".join(columns[name])) and cells.isascii() for name in self._numbers & columns.keys()
+        )
 
 
-def _column_types(schema: type[BaseModel]) -> dict[str, TypeAdapter[list[Any]]] | None:
-    """Return the type of each column; None if a row of valid columns may be invalid for the schema, or the reverse.
+def _column_types(schema: type[BaseModel]) -> dict[str, TypeAdapter[list[Any]]]:
+    """Return the type of each column; none if a row of valid columns may be invalid for the schema, or the reverse.
 
     The reverse is allowed for a validator that the schema names in `WIDENING_VALIDATORS`: rows that only it accepts are
     validated one by one.
@@ -196,7 +216,7 @@ def _column_types(schema: type[BaseModel]) -> dict[str, TypeAdapter[list[Any]]] 
         or schema.model_config.get("extra") == "forbid"
         or schema.__pydantic_post_init__
     ):
-        return None
+        return {}
     return {name: _column_type(field, schema.model_config) for name, field in schema.model_fields.items()}
 
 

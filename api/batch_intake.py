@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
 from api.backpressure import Backlog
-from api.batch_formats import DESCRIBED_ROWS, JSON, MAX_JSON_BYTES, InvalidRow, parse_rows
+from api.batch_formats import DESCRIBED_ROWS, JSON, MAX_JSON_BYTES, InvalidRow, RowParser
 from celery_task_app.errors import BatchTooLarge, BatchTooSlow, NoSpace, Overloaded, RowsRefused, Unavailable
 from celery_task_app.messaging.messages import ChunkMessage, encode_chunk
 from celery_task_app.messaging.publisher import Publisher
@@ -83,7 +83,7 @@ class BatchIntake:
             chunk_rows: rows of a chunk.
             stop_grace_s: seconds after `release` in which a batch may still be accepted.
         """
-        self._schema = schema
+        self._parser = RowParser(schema)
         self._store = store
         self._publisher = publisher
         self._backlog = backlog
@@ -230,7 +230,7 @@ class BatchIntake:
         all_or_none: bool,
     ) -> Iterator[None]:
         """Write the content of each chunk's message to a file, and its length to a list; a step is a chunk."""
-        for part in parse_rows(body, media_type, self._schema, self._chunk_rows):
+        for part in self._parser.parse(body, media_type, self._chunk_rows):
             receipt.total += len(part.rows)
             receipt.refused += len(part.invalid)
             receipt.listed += part.invalid[: DESCRIBED_ROWS - len(receipt.listed)]

@@ -12,7 +12,7 @@ from hypothesis import given, note
 from hypothesis import strategies as st
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
-from api.batch_formats import CSV, JSON, NDJSON, InvalidRow, RowSlice, format_end, format_results, parse_rows
+from api.batch_formats import CSV, JSON, NDJSON, InvalidRow, RowParser, RowSlice, format_end, format_results
 from celery_task_app.errors import MalformedBatch
 from celery_task_app.store.batches import ScoredRow
 from models import Customer
@@ -39,9 +39,16 @@ CUSTOMERS = st.fixed_dictionaries(
 AS_TEXT: dict[str, Callable[[Sequence[Row]], str]] = {CSV: as_csv, NDJSON: as_ndjson, JSON: json.dumps}
 
 
-def slices(body: bytes | str, media_type: str, size: int = 50) -> list[RowSlice]:
+PARSER = RowParser(Customer)
+
+
+def slices(body: bytes | str, media_type: str, size: int = 50, parser: RowParser | None = None) -> list[RowSlice]:
+    """Parse a batch of customers with a new parser, so that a change of the parser's constructor changes the result.
+
+    Hypothesis calls it for each of many examples, with PARSER.
+    """
     body = body.encode() if isinstance(body, str) else body
-    return list(parse_rows(io.BytesIO(body), media_type, Customer, size))
+    return list((parser or RowParser(Customer)).parse(io.BytesIO(body), media_type, size))
 
 
 def columns(parsed: list[RowSlice]) -> dict[str, list[Any]]:
@@ -75,7 +82,7 @@ def test_rows_are_parsed_in_slices_in_the_order_sent(rows: list[Row], media_type
 @given(st.lists(CUSTOMERS, min_size=1, max_size=20), st.integers(1, 25))
 def test_the_three_formats_give_the_same_columns(rows: list[Row], size: int) -> None:
     for media_type in FORMATS:
-        parsed = slices(AS_TEXT[media_type](rows), media_type, size)
+        parsed = slices(AS_TEXT[media_type](rows), media_type, size, PARSER)
         assert columns(parsed) == columns_of(rows)
         assert list(itertools.chain(*(part.rows for part in parsed))) == list(range(len(rows)))
         assert all(len(part.rows) == size for part in parsed[:-1])
@@ -203,7 +210,7 @@ def written_tables(draw: st.DrawFn) -> tuple[list[Row], bytes]:
 def test_every_table_is_read_as_it_was_written(table: tuple[list[Row], bytes]) -> None:
     rows, body = table
     note(repr(body))
-    parsed = slices(body, CSV)
+    parsed = slices(body, CSV, parser=PARSER)
     assert columns(parsed) == columns_of(rows)
     assert invalid_rows(parsed) == []
 
@@ -278,9 +285,62 @@ def test_a_header_after_many_blank_rows_is_refused(customer: Row) -> None:
 
 def test_the_faults_of_the_first_hundred_invalid_rows_are_described() -> None:
     parsed = slices("[" + ",".join(["{}"] * 500) + "]", JSON)
-    described = [row for row in invalid_rows(parsed) if row.faults]
-    assert [row.row for row in described] == list(range(100))
-    assert len(invalid_rows(parsed)) == 500
+    assert [row.row for row in invalid_rows(parsed)] == list(range(500))
+    assert all(row.faults for row in invalid_rows(parsed)[:100])
+    assert invalid_rows(parsed)[100:] == [InvalidRow(number, None, []) for number in range(100, 500)]
+
+
+@pytest.mark.parametrize("media_type", FORMATS)
+def test_a_valid_row_after_a_hundred_invalid_ones_is_valid(customer: Row, media_type: str) -> None:
+    rows = [{**customer, "Gender": "?"}] * 150 + [customer, {**customer, "Gender": "?"}]
+    (part,) = slices(AS_TEXT[media_type](rows), media_type, 500)
+    assert (part.rows, columns([part])) == ([150], columns_of([customer]))
+    first_line = {CSV: 2, NDJSON: 1, JSON: None}[media_type]
+    for row in part.invalid:
+        assert row.line == (None if first_line is None else row.row + first_line)
+        assert bool(row.faults) == (row.row < 100)
+    assert [row.row for row in part.invalid] == [*range(150), 151]
+
+
+@pytest.mark.parametrize("media_type", FORMATS)
+@pytest.mark.parametrize("invalid", [[0], [260], [0, 249, 250, 599], [599]])
+def test_invalid_rows_of_a_long_slice_are_left_out(customer: Row, media_type: str, invalid: list[int]) -> None:
+    rows = [{**customer, "Total_Trans_Ct": number} for number in range(1_200)]
+    for number in invalid:
+        rows[number]["Gender"] = rows[600 + number]["Gender"] = "?"
+    parsed = slices(AS_TEXT[media_type](rows), media_type, 600)
+    valid = [number for number, row in enumerate(rows) if row["Gender"] != "?"]
+    assert [number for part in parsed for number in part.rows] == valid
+    assert columns(parsed) == columns_of([rows[number] for number in valid])
+    assert [row.row for row in invalid_rows(parsed)] == [*invalid, *(600 + number for number in invalid)]
+
+
+@pytest.mark.parametrize(("more", "is_refused"), [(0, False), (1, True)])
+def test_a_line_of_ndjson_has_at_most_64_kib(customer: Row, more: int, is_refused: bool) -> None:
+    line = json.dumps(customer)
+    body = f"{line}\n{line}{' ' * (64 * 1024 - len(line) - 1 + more)}\n"
+    if is_refused:
+        with pytest.raises(MalformedBatch, match=r"^line 2 is longer than 65536 bytes$"):
+            slices(body, NDJSON)
+    else:
+        assert columns(slices(body, NDJSON)) == columns_of([customer] * 2)
+
+
+@pytest.mark.parametrize("media_type", FORMATS)
+def test_blank_lines_alone_are_empty_slices_and_then_no_row(media_type: str) -> None:
+    blank = {CSV: ",".join(Customer.model_fields) + "\n" + BLANK_ROW * 20_001, NDJSON: "\n" * 20_001, JSON: "[]"}[
+        media_type
+    ]
+    parsed = RowParser(Customer).parse(io.BytesIO(blank.encode()), media_type, 50)
+    empty = [RowSlice([], {}, [])] * (0 if media_type == JSON else 2)
+    assert list(itertools.islice(parsed, len(empty))) == empty
+    with pytest.raises(MalformedBatch, match=r"^the batch has no row$"):
+        next(parsed)
+
+
+def test_a_json_object_is_no_batch() -> None:
+    with pytest.raises(MalformedBatch, match=r"^the body is not a JSON array$"):
+        slices("{}", JSON)
 
 
 @pytest.mark.parametrize(
@@ -471,7 +531,7 @@ Outcome = tuple[dict[str, list[Any]], list[int], list[InvalidRow]]
 def outcome(body: bytes, media_type: str, size: int) -> Outcome | str:
     """Return the customers, their numbers and the refused rows of a body, or the message of the error."""
     try:
-        parsed = slices(body, media_type, size)
+        parsed = slices(body, media_type, size, PARSER)
     except MalformedBatch as error:
         return str(error)
     return columns(parsed), [row for part in parsed for row in part.rows], invalid_rows(parsed)
@@ -532,7 +592,7 @@ class Endless(io.RawIOBase):
 def test_the_first_slice_comes_before_the_end_of_the_file(customer: Row, media_type: str) -> None:
     header, line = as_csv([customer]).splitlines(keepends=True)
     pieces = repeated(header, line) if media_type == CSV else repeated(*[as_ndjson([customer])] * 2)
-    parsed = parse_rows(io.BufferedReader(Endless(pieces)), media_type, Customer, 100)
+    parsed = RowParser(Customer).parse(io.BufferedReader(Endless(pieces)), media_type, 100)
     assert next(parsed).rows == list(range(100))
     assert next(parsed).rows == list(range(100, 200))
 
@@ -616,6 +676,24 @@ class Named(BaseModel):
     name: Annotated[str, Field(max_length=3), AfterValidator(str.upper)]
 
 
+class Inner(BaseModel):
+    """A part of a customer."""
+
+    number: int
+
+
+class Nested(BaseModel):
+    """A schema with a field that has fields."""
+
+    inner: list[Inner]
+
+
+def test_a_fault_within_a_field_is_named_with_its_path() -> None:
+    rows = [{"inner": [{"number": 1}, {"number": "secret"}]}]
+    (part,) = RowParser(Nested).parse(io.BytesIO(json.dumps(rows).encode()), JSON, 50)
+    assert [place for place, _, _ in part.invalid[0].faults] == ["inner/1/number"]
+
+
 @pytest.mark.parametrize(
     ("schema", "rows", "columns", "invalid"),
     [
@@ -632,7 +710,7 @@ def test_every_rule_of_the_schema_applies_to_a_batch(
     schema: type[BaseModel], rows: list[Row], columns: dict[str, list[Any]], invalid: list[int]
 ) -> None:
     for media_type in (NDJSON, JSON):
-        (part,) = parse_rows(io.BytesIO(AS_TEXT[media_type](rows).encode()), media_type, schema, 50)
+        (part,) = RowParser(schema).parse(io.BytesIO(AS_TEXT[media_type](rows).encode()), media_type, 50)
         assert part.columns == columns
         assert [row.row for row in part.invalid] == invalid
 
