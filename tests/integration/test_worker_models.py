@@ -50,7 +50,7 @@ def test_without_a_worker_no_model_is_described(api: Client) -> None:
 
 
 def test_several_versions_are_shown_with_the_number_of_their_workers(api: Client, servers: Servers) -> None:
-    few = {"limits": ["few customers"]}
+    few: dict[str, Any] = {"limits": ["few customers"]}
     with worker(servers, "a", "2"), worker(servers, "b", "1", **few), worker(servers, "c", "1", **few):
         card = api.get("/churn/model").json()
     assert (card["name"], card["version"], card["sha256"], card["limits"]) == (
