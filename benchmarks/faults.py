@@ -49,7 +49,8 @@ the other, into one service.
   An answer 200 is a *false ready* if no prediction sent then was accepted and computed within 5 s, or if a
   `Prefer: wait` request got no result although there was one. An answer 503 is a *false alarm* if every prediction
   sent then was accepted and computed within 1 s. The first two false answers in a row do not count, because a look
-  takes time. The TTL of a status and the timeout of a ping are added for the faults that only these reveal.
+  takes time. The TTL of a status, the timeout of a ping and the hard time limit of a message are added for the faults
+  that only these reveal.
 - *Ended after*: seconds from the last request until every prediction had ended and every queue was empty.
   Unacknowledged messages count as queued.
 
@@ -94,7 +95,7 @@ def update_report(rows: Iterable[Row]) -> None:
 
 
 def balance(ledger: Ledger) -> Row:
-    """Return the row of a ledger; write details to standard error if a prediction is lost or wrong, or readiness false."""
+    """Return the row of a ledger; write to standard error what was lost or wrong, and each false answer of /readyz."""
     row = ledger.balance()
     for detail in ledger.verdict.details:
         print(detail, file=sys.stderr)
