@@ -79,10 +79,10 @@ def cells(row: Row) -> list[str]:
 
 
 def update_report(rows: Iterable[Row]) -> None:
-    """Replace the rows of the same faults in the report."""
+    """Replace the rows of the same faults, and of the soak on the same servers, in the report."""
     earlier = [Row(**row) for row in json.loads(REPORT_JSON.read_text())] if REPORT_JSON.exists() else []
-    by_fault = {(row.servers, row.fault): row for row in [*earlier, *rows]}
     names = [fault.name for fault in FAULTS]
+    by_fault = {(row.servers, row.fault if row.fault in names else "soak"): row for row in [*earlier, *rows]}
     ordered = sorted(
         by_fault.values(), key=lambda row: (names.index(row.fault) if row.fault in names else len(names), row.servers)
     )
