@@ -131,7 +131,7 @@ def load_model(path: Path) -> tuple[ChurnModel, dict[str, str]]:
             if mine := sorted(name for name in used if name.startswith("__main__.")):
                 raise NotServable(
                     f"{path} needs {', '.join(mine)}, which only the program that saved it has. Move it into a module "
-                    "that the worker can import (for example my_model.py beside app.py), and save the model again"
+                    "that the worker can import (for example celery_task_app/ml/my_model.py), and save the model again"
                 ) from error
             raise NotServable(str(error).replace(str(copy), str(path))) from error
     if len(model.classes) != 2:  # noqa: PLR2004 - binary
