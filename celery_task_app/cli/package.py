@@ -163,6 +163,8 @@ def read_sample(path: Path, features: Sequence[str]) -> "pd.DataFrame":
         raise NotServable(f"{path} can't be read as CSV: {error}") from error
     if missing := [name for name in features if name not in table]:
         raise NotServable(f"{path} lacks the columns {', '.join(missing)}, on which the model was fitted")
+    if not features:
+        print("The model did not record its columns, so it gets those of the sample, in their order.")
     table = table[list(features or table)]
     if unfit := [str(name) for name in table if not is_field_name(str(name))]:
         raise NotServable(
