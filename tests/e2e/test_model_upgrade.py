@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from celery_task_app.cli.package import package
+from celery_task_app.cli.score.__main__ import main
 from celery_task_app.ml.artifact import read_manifest, write_artifact
-from tests.harness import marked_model
+from tests.harness import clients, marked_model
+from tests.harness.customers import as_csv
 from tests.harness.processes import Process, until
 from tests.harness.servers import Servers
 from tests.harness.service import Service, running_service
@@ -204,7 +206,8 @@ def test_a_model_is_upgraded_and_rolled_back_under_load_without_a_gap(
         load.wait_for_more()
         first_new = fleet.start(new)
         fleet.await_versions(v1=2, v2=1)
-        batch = service.batch_accepted([customer | {"Total_Trans_Ct": row % NUMBERS} for row in range(ROWS)])
+        customers = [customer | {"Total_Trans_Ct": row % NUMBERS} for row in range(ROWS)]
+        batch = service.batch_accepted(customers)
         fleet.stop(service.worker)
         second_new = fleet.start(new)
         fleet.await_versions(v1=1, v2=2)
@@ -230,4 +233,8 @@ def test_a_model_is_upgraded_and_rolled_back_under_load_without_a_gap(
     assert progress["model_versions"] == expected
     assert (sum(expected.values()), progress["failed"]) == (ROWS, 0)
     assert all(expected.values())
+    (tmp_path / "customers.csv").write_text(as_csv(customers))
+    score = ("--url", service.url, "--resume", batch.rpartition("/")[2], tmp_path / "customers.csv")
+    counts = f"1 ({expected['1']} rows), 2 ({expected['2']} rows)"
+    assert counts in clients.run(main, *score).stderr
     until(service.servers.is_empty)
