@@ -20,7 +20,7 @@ pytestmark = pytest.mark.parametrize("servers", ["valkey", "rabbitmq"], indirect
 def service(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """An API that is two hours behind, and a worker that is two hours ahead."""
     need_libfaketime()
-    service = Service(servers, tmp_path_factory.mktemp("clocks"), {"WARM_UP": "true"})
+    service = Service(servers, tmp_path_factory.mktemp("clocks"), {})
     service.api.env = {**service.api.env, **clock_env("-2h")}
     service.worker.env = {**service.worker.env, **clock_env("+2h")}
     try:

@@ -33,7 +33,7 @@ def path(tmp_path: Path) -> Path:
 def unworked(request: pytest.FixtureRequest, servers: Servers, tmp_path: Path) -> Iterator[Service]:
     """A service whose worker is not started yet; the parameter is the most rows of a batch."""
     model = str(marked_model.save(tmp_path))
-    settings = {"MODEL_PATH": model, "WARM_UP": "true", "BATCH_MAX_ROWS": getattr(request, "param", "200000")}
+    settings = {"MODEL_PATH": model, "BATCH_MAX_ROWS": getattr(request, "param", "200000")}
     service = Service(servers, tmp_path, settings)
     service.api.start()
     service.await_answer("/livez", service.api)

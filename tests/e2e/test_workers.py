@@ -40,7 +40,7 @@ def test_two_workers_of_one_host_both_consume(
     settings = {"MODEL_PATH": str(marked_model.save(tmp_path)), "REMOTE_CONTROL": remote_control}
     (tmp_path / "second").mkdir()
     other_model = str(marked_model.save(tmp_path / "second", marked_model.SlowModel(per_customer_s=0)))
-    second = Service(own_servers, tmp_path / "second", {"WARM_UP": "true", **settings, "MODEL_PATH": other_model})
+    second = Service(own_servers, tmp_path / "second", {**settings, "MODEL_PATH": other_model})
     with running_service(own_servers, tmp_path, **settings) as first, second.worker.running():
         until(lambda: len(first.readiness()["workers"]) == 2)
         if own_servers.name == "rabbitmq":

@@ -107,6 +107,17 @@ class Relative:
         return np.column_stack((1 - churn, churn))
 
 
+class OnlyIntegers:
+    """A classifier that takes no floats, and a worker makes a float of each number."""
+
+    classes_ = (0, 1)
+
+    def predict_proba(self, customers: pd.DataFrame) -> Any:
+        if customers["age"].dtype != int:
+            raise TypeError("age is no integer")
+        return np.full((len(customers), 2), 0.5)
+
+
 class Broken:
     classes_ = (0, 1)
 
@@ -120,6 +131,7 @@ class Broken:
         ({}, "has no predict_proba"),
         (Undecided(), "when it is asked again: fix its random state"),
         (Relative(), "when it is asked alone"),
+        (OnlyIntegers(), r"with a float for each number .*age is no integer"),
         (Broken(), r"can't predict the sample .*KeyError.*shoe size"),
         (
             LogisticRegression().fit([[1.0], [2.0], [3.0]], [0, 1, 2]),
@@ -141,6 +153,9 @@ def test_a_sample_without_a_column_or_rows_is_refused(model: Path, table: pd.Dat
     table.drop(columns=["age", "color"]).to_csv(tmp_path / "narrow.csv", index=False)
     with pytest.raises(NotServable, match="lacks the columns age, color"):
         packaged(model, tmp_path / "narrow.csv")
+    table.assign(**{"shoe size": 40}).to_csv(tmp_path / "names.csv", index=False)
+    with pytest.raises(NotServable, match="can have the name of the columns 'shoe size'"):
+        packaged(saved(Undecided(), tmp_path, "no_names"), tmp_path / "names.csv")
     table.head(1).to_csv(tmp_path / "short.csv", index=False)
     with pytest.raises(NotServable, match="has 1 complete rows"):
         packaged(model, tmp_path / "short.csv")
@@ -173,9 +188,9 @@ def test_the_command_prints_the_schema_to_paste_and_how_to_serve(model: Path, sa
     done = run("-m", "celery_task_app.cli.package", str(model), "--sample", str(sample))
     assert done.returncode == 0, done.stderr
     assert "The model does not fit models.py: the model needs age, which `Customer` lacks" in done.stdout
-    assert '    color: Literal["NA", "blue", "red"]' in done.stdout
-    assert "    is_member: Annotated[int, Field(ge=0, le=1)]" in done.stdout
-    assert "CUSTOMER = {'age': " in done.stdout
+    assert '    color: Literal["NA", "blue", "red"] = Field(examples=["' in done.stdout
+    assert "    is_member: int = Field(ge=0, le=1, examples=[" in done.stdout
+    assert 'CUSTOMER = {"age": ' in done.stdout
     assert done.stdout.endswith(f"Serve it: MODEL_PATH={model} make run\n")
     refused = run("-m", "celery_task_app.cli.package", str(model), "--sample", "none.csv")
     assert refused.returncode == 1

@@ -173,6 +173,21 @@ def test_a_file_that_cannot_be_unpickled_is_artifact_corrupt(tmp_path: Path, con
         load_artifact(path)
 
 
+@pytest.mark.parametrize(
+    ("content", "way_out"),
+    [
+        (b"cno_such_library\nModel\n.", "install no_such_library for the worker"),
+        (b"c__main__\nNoSuchModel\n.", "move the class into a module"),
+    ],
+)
+def test_an_error_names_the_missing_library_or_the_class_of_a_program(
+    tmp_path: Path, content: bytes, way_out: str
+) -> None:
+    (tmp_path / "churn.joblib").write_bytes(content)
+    with pytest.raises(ArtifactCorrupt, match=way_out):
+        load_artifact(tmp_path / "churn.joblib")
+
+
 def test_an_object_without_predict_proba_is_artifact_corrupt(tmp_path: Path) -> None:
     path = tmp_path / "mine.joblib"
     joblib.dump({"a": "dictionary"}, path)
