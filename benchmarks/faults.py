@@ -95,7 +95,7 @@ def update_report(rows: Iterable[Row]) -> None:
 
 
 def balance(ledger: Ledger) -> Row:
-    """Return the row of a ledger; write its lost and wrong predictions, and false answers of /readyz, to standard error."""
+    """Return the row of a ledger; write lost and wrong predictions, and false answers of /readyz, to standard error."""
     row = ledger.balance()
     for detail in ledger.verdict.details:
         print(detail, file=sys.stderr)
