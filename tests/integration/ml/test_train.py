@@ -10,7 +10,7 @@ import pytest
 from sklearn.model_selection import train_test_split
 
 from celery_task_app.ml.artifact import read_manifest
-from celery_task_app.ml.data_set import FEATURES, read_data_set
+from celery_task_app.ml.data_set import CLASSES, FEATURES, TARGET, read_data_set
 from celery_task_app.ml.metrics import score
 from celery_task_app.ml.train import (
     CARD,
@@ -109,6 +109,15 @@ def test_the_same_data_give_the_same_model(trained: Path, csv: Path, tmp_path: P
     manifest = read_manifest(trained / "churn.joblib")
     assert again["scores"] == manifest["scores"]
     assert again["sha256"] == manifest["sha256"]
+
+
+def test_a_pipeline_has_as_many_trees_of_catboost_as_of_lightgbm(table: pd.DataFrame) -> None:
+    customers, churned = table[list(FEATURES)], table[TARGET] == CLASSES[1]
+
+    both, one = (make_churn_pipeline(QUICK).fit(customers, churned, with_catboost=wanted) for wanted in (True, False))
+
+    assert both[-1].booster_.num_trees() == 2 * one[-1].booster_.num_trees()
+    assert not np.allclose(both.predict_proba(customers), one.predict_proba(customers))
 
 
 def test_other_parameters_do_not_change_the_defaults() -> None:
