@@ -70,11 +70,20 @@ def until(condition: Callable[[], T], within_s: float = 30, every_s: float = 0.0
 
 @dataclass
 class Process:
-    """A program that can be started, frozen, stopped, killed and started again."""
+    """A program that can be started, frozen, stopped, killed and started again.
+
+    Attributes:
+        command: its words.
+        log: the file for its output.
+        env: variables in addition to those of this process.
+        cwd: its working directory. The commands of the service need the repository; a server writes files there.
+        popen: the running program, or the last one.
+    """
 
     command: Sequence[str]
     log: Path
     env: Mapping[str, str] = field(default_factory=dict)
+    cwd: Path = ROOT
     popen: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -84,7 +93,7 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                cwd=ROOT,
+                cwd=self.cwd,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **self.env},
                 start_new_session=True,
             )
