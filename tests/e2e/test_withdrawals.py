@@ -15,6 +15,9 @@ from tests.harness.assertions import assert_problem
 from tests.harness.processes import until
 from tests.harness.service import Service
 
+# The broker plays no role. tests/integration/test_prediction_store.py has the states on Redis too.
+pytestmark = pytest.mark.parametrize("servers", ["valkey"], indirect=True)
+
 Customer = dict[str, Any]
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
 

@@ -50,21 +50,23 @@ def await_connections(port: int, count: int) -> None:
                 pass
 
 
-def until(condition: Callable[[], T], within_s: float = 30, every_s: float = 0.02) -> T:
+def until(condition: Callable[[], T], within_s: float = 30, every_s: float = 0.02, at_most_s: float = 0.2) -> T:
     """Return the first true value of a condition.
 
     Args:
         condition: it is called again and again.
         within_s: seconds after which the test fails.
-        every_s: seconds between two calls.
+        every_s: least seconds between two calls.
+        at_most_s: most seconds; a pause is a tenth of the time so far, because other tests need the cores.
 
     Raises:
         AssertionError: no value was true in time.
     """
-    deadline = time.monotonic() + within_s
+    started = time.monotonic()
     while not (value := condition()):
-        assert time.monotonic() < deadline, f"not true within {within_s} s: {condition}"
-        time.sleep(every_s)
+        waited_s = time.monotonic() - started
+        assert waited_s < within_s, f"not true within {within_s} s: {condition}"
+        time.sleep(max(every_s, min(waited_s / 10, at_most_s)))
     return value
 
 

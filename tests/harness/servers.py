@@ -218,6 +218,8 @@ def start_rabbitmq(folder: Path, disk: Path | None = None, **more: str) -> tuple
         "RABBITMQ_LOG_BASE": str(folder / "log"),
         "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
         "ERL_EPMD_PORT": str(epmd_port),
+        # Idle threads of Erlang spin for a while by default, and take the cores from the processes under test.
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+sbwt none +sbwtdcpu none +sbwtdio none",
         "HOME": str(folder),
         **more,
     }
