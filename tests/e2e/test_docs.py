@@ -145,21 +145,6 @@ def test_the_commands_for_an_api_key_create_a_key_and_its_digest(tmp_path: Path)
     assert digest.strip() == hashlib.sha256(key.encode()).hexdigest()
 
 
-def test_make_run_prints_the_shown_lines(tree: Tree) -> None:
-    commands = [command for page in PAGES for block in page.blocks() for command in block.commands()]
-    shown = [command.output for command in commands if command.text == "make run" and command.output]
-    assert shown
-    launcher = tree.serve()
-    for output in shown:
-        assert without_ports(output).splitlines() == without_ports(tree.output()).splitlines()
-    launcher.terminate()
-    assert launcher.wait(60) == 0
-
-
-def without_ports(text: str) -> str:
-    return re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:PORT", text)
-
-
 @pytest.fixture
 def tree(tmp_path: Path) -> Iterator[Tree]:
     """A copy of the repository."""
