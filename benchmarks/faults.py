@@ -46,11 +46,12 @@ the other, into one service.
 - *Lost*: accepted predictions that are unknown, or that never ended.
 - *Wrong*: accepted predictions that ended with a wrong probability or a wrong failure.
 - *Readiness*: a client asks `/readyz` each second, and `true` means that every answer was true until the next one.
-  An answer 200 is a *false ready* if no prediction sent then was accepted and computed within 5 s, or if a
+  An answer 200 is a *false ready* if no prediction sent then was accepted and computed within 5 s. It also is one if a
   `Prefer: wait` request got no result although there was one. An answer 503 is a *false alarm* if every prediction
   sent then was accepted and computed within 1 s. The first two false answers in a row do not count, because a look
-  takes time. The TTL of a status, the timeout of a ping and the hard time limit of a message are added for the faults
-  that only these reveal. A soak does not judge readiness, because the effects of one fault reach into the next.
+  takes time. Some faults are revealed only by the TTL of a status, the timeout of a ping or the hard time limit of a
+  message; this time does not count either. A soak does not judge readiness, because the effects of one fault reach into
+  the next.
 - *Ended after*: seconds from the last request until every prediction had ended and every queue was empty.
   Unacknowledged messages count as queued.
 
