@@ -40,7 +40,14 @@ class NotServable(ModelError):
 
 
 def package(  # noqa: PLR0913 - the options of the command
-    model_path: Path, sample_path: Path, out: Path, *, name: str, version: str | None, threshold: float | None
+    model_path: Path,
+    sample_path: Path,
+    out: Path,
+    *,
+    name: str,
+    version: str | None = None,
+    threshold: float | None = None,
+    categories: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Check a model with a sample, and write the model file and its manifest side by side.
 
@@ -51,6 +58,7 @@ def package(  # noqa: PLR0913 - the options of the command
         name: of the model.
         version: None for the first 12 hex digits of the file's SHA-256.
         threshold: from this probability on a customer counts as churning; None if there is none.
+        categories: columns of the sample whose values look like numbers, and are categories.
 
     Returns:
         The manifest.
@@ -60,7 +68,7 @@ def package(  # noqa: PLR0913 - the options of the command
     """
     model, libraries = load_model(model_path)
     content = model_path.read_bytes()
-    sample = read_sample(sample_path, model.features)
+    sample = read_sample(sample_path, model.features, categories)
     customers: list[dict[str, Any]] = sample.to_dict("records")  # type: ignore[assignment]
     probabilities = predict_twice(model, customers)
     sha256 = hashlib.sha256(content).hexdigest()
@@ -97,7 +105,8 @@ def load_as_a_worker(content: bytes, manifest: Mapping[str, Any]) -> None:
         except ModelError as error:
             raise NotServable(
                 f"The model predicts the sample, but not as a worker lets it, with a float for each number "
-                f"({str(error).replace(str(path), path.name)}). Fit it on floats, or on text in place of numbers"
+                f"({str(error).replace(str(path), path.name)}). Fit it on floats. If a number is a category, "
+                "fit it on text, and name the column with --category"
             ) from error
 
 
@@ -139,12 +148,13 @@ def load_model(path: Path) -> tuple[ChurnModel, dict[str, str]]:
     return model, {name: metadata.version(name) for name in sorted(names)}
 
 
-def read_sample(path: Path, features: Sequence[str]) -> "pd.DataFrame":
+def read_sample(path: Path, features: Sequence[str], categories: Sequence[str]) -> "pd.DataFrame":
     """Return the complete rows of a CSV file, with the features of the model as columns, in its order.
 
     Args:
         path: the file.
         features: the columns that the model was fitted on; if it did not record them, all columns of the file.
+        categories: columns that are text, although their values look like numbers.
 
     Raises:
         NotServable: a column is missing, no field of `Customer` can have its name, or too few rows are complete.
@@ -153,10 +163,12 @@ def read_sample(path: Path, features: Sequence[str]) -> "pd.DataFrame":
 
     try:
         # A category may be called NA or None.
-        table = pd.read_csv(path, keep_default_na=False, na_values=[""], encoding="utf-8-sig")
+        table = pd.read_csv(
+            path, dtype=dict.fromkeys(categories, str), keep_default_na=False, na_values=[""], encoding="utf-8-sig"
+        )
     except (OSError, ValueError) as error:
         raise NotServable(f"{path} can't be read as CSV: {error}") from error
-    if missing := [name for name in features if name not in table]:
+    if missing := [name for name in [*features, *categories] if name not in table]:
         raise NotServable(f"{path} lacks the columns {', '.join(missing)}, on which the model was fitted")
     if not features:
         print("The model did not record its columns, so it gets those of the sample, in their order.")
@@ -263,6 +275,13 @@ def main() -> int:
     parser.add_argument("--name", help="of the model (default: the file's name without its ending)")
     parser.add_argument("--version", help="of the model (default: the first digits of the file's SHA-256)")
     parser.add_argument("--threshold", type=float, help="from this probability on a customer counts as churning")
+    parser.add_argument(
+        "--category",
+        action="append",
+        default=[],
+        metavar="COLUMN",
+        help="a column whose values look like numbers and are categories, such as a postal code; it may be repeated",
+    )
     parser.add_argument("--out", type=Path, help="the folder for the two files (default: the folder of the model)")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.ERROR)  # the copy without a manifest is not verified, and need not be
@@ -275,6 +294,7 @@ def main() -> int:
             name=arguments.name or arguments.model.stem,
             version=arguments.version,
             threshold=arguments.threshold,
+            categories=arguments.category,
         )
     except ChurnServiceError as error:
         print(f"Not packaged. {error}.", file=sys.stderr)

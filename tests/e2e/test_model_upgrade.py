@@ -37,7 +37,7 @@ def packaged(folder: Path, model: object, version: str) -> Path:
     sample = folder / "sample.csv"
     sample.write_text("Customer_Age,Total_Trans_Ct\n45,42\n50,300\n")
     saved = marked_model.save(folder, model, "churn.joblib")
-    package(saved, sample, folder, name="churn", version=version, threshold=None)
+    package(saved, sample, folder, name="churn", version=version)
     return saved
 
 

@@ -59,8 +59,7 @@ def saved(pipeline: object, folder: Path, name: str = "mine") -> Path:
 
 
 def packaged(model: Path, sample: Path, **options: Any) -> dict[str, Any]:
-    defaults: dict[str, Any] = {"name": "mine", "version": None, "threshold": None}
-    return package(model, sample, model.parent / "out", **(defaults | options))
+    return package(model, sample, model.parent / "out", name="mine", **options)
 
 
 def test_a_packaged_model_is_described_and_verified(model: Path, sample: Path, table: pd.DataFrame) -> None:
@@ -78,6 +77,19 @@ def test_a_packaged_model_is_described_and_verified(model: Path, sample: Path, t
     assert json.loads((model.parent / "out" / "mine.json").read_text()) == manifest
     served = ChurnModel(model.parent / "out" / "mine.joblib")
     assert (served.version, served.has_trial) == (manifest["version"], True)
+
+
+def test_a_category_of_digits_is_text_if_it_is_named(table: pd.DataFrame, churned: Any, tmp_path: Path) -> None:
+    table = table.assign(postal_code=["01067", "10115"] * 50)[["age", "postal_code"]]
+    table.to_csv(tmp_path / "codes.csv", index=False)
+    columns = make_column_transformer((OneHotEncoder(), ["postal_code"]), remainder="passthrough")
+    model = saved(make_pipeline(columns, LogisticRegression(max_iter=5000)).fit(table, churned), tmp_path)
+    with pytest.raises(NotServable, match="can't predict the sample"):
+        packaged(model, tmp_path / "codes.csv")
+    manifest = packaged(model, tmp_path / "codes.csv", categories=["postal_code"])
+    assert manifest["features"][1] == {"name": "postal_code", "type": "category", "categories": ["01067", "10115"]}
+    served = model.parent / "out" / "mine.joblib"
+    assert compare(served, served, tmp_path / "codes.csv", None).startswith("100 customers; ")
 
 
 def test_rows_without_a_value_are_left_out(model: Path, table: pd.DataFrame, tmp_path: Path) -> None:
