@@ -213,6 +213,12 @@ def obstacle_to_readiness(port: int) -> str:
             return f"GET /readyz: {error!r}"
 
 
+def obstacle_to_schema(port: int) -> str:
+    """Return the answer of /readyz, or nothing once the API has written its features to the result store."""
+    answer = obstacle_to_readiness(port)
+    return "" if '"result_store":"up"' in answer else answer
+
+
 def main(ready_within_s: float = READY_WITHIN_S, valkey_port: int = VALKEY_PORT) -> None:
     """Start the parts, print a first prediction, and serve until SIGINT, SIGTERM or SIGHUP."""
     uris, python = given_uris(), sys.executable
@@ -228,10 +234,12 @@ def main(ready_within_s: float = READY_WITHIN_S, valkey_port: int = VALKEY_PORT)
             worker_only["REMOTE_CONTROL"] = os.environ.get("REMOTE_CONTROL") or "true"
         # Given addresses may have passwords, so they are neither written nor printed.
         write_env((uris if is_embedded else {}) | {"PORT": str(port)})
-        worker = ("celery", "-A", "celery_task_app.worker", "worker", "-l", "info")
-        stack.start("worker", python, "-m", *worker, **worker_only, **uris)
         api = ("uvicorn", "app:app", "--port", str(port), "--timeout-graceful-shutdown", "10")
         stack.start("API", python, "-m", *api, **uris)
+        # A worker compares its model with the features in the result store: until then, those of the last start.
+        stack.wait_while(lambda: obstacle_to_schema(port), ready_within_s)
+        worker = ("celery", "-A", "celery_task_app.worker", "worker", "-l", "info")
+        stack.start("worker", python, "-m", *worker, **worker_only, **uris)
         stack.wait_while(lambda: obstacle_to_readiness(port), ready_within_s)
         if os.environ.get("API_KEYS"):
             print("API_KEYS is set, so there is no first prediction: it would need a key, not its digest.")
