@@ -24,6 +24,7 @@ from api.http.openapi import customize_openapi
 from api.http.protocol import limit_connections
 from api.http.shutdown import release_on_stop
 from api.http.swagger import add_docs
+from api.page import add_page
 from api.readiness import ReadinessCheck
 from api.services import Services
 from api.worker_models import WorkerModels
@@ -130,7 +131,8 @@ def create_app(settings: Settings) -> FastAPI:
     )
     add_exception_handlers(app)
     api.batches.add_batch_exception_handlers(app)
-    add_docs(app)
+    add_docs(app, is_key_required=bool(settings.api_keys))
+    add_page(app)
     customize_openapi(app, is_key_required=bool(settings.api_keys))
     add_head_routes(app)
     if digests := parse_digests(settings.api_keys):

@@ -1,0 +1,83 @@
+// Elements and numbers. Text is always set as text, never as HTML.
+
+/** @param {string} id @returns {any} */
+export const $ = (id) => document.getElementById(id);
+
+/**
+ * Create an HTML element.
+ * @param {string} tag
+ * @param {Record<string, any>} [attributes] null and false are left out
+ * @param {...(Node | string)} children
+ * @returns {any}
+ */
+export function el(tag, attributes = {}, ...children) {
+  return fill(document.createElement(tag), attributes, children);
+}
+
+/** Create an SVG element. @param {string} tag @param {Record<string, any>} attributes @param {...Node} children */
+export function svg(tag, attributes, ...children) {
+  return fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
+}
+
+function fill(node, attributes, children) {
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value != null && value !== false) node.setAttribute(name, value === true ? "" : String(value));
+  }
+  node.append(...children);
+  return node;
+}
+
+/** Show or hide an element. @param {string} id @param {unknown} isShown */
+export const show = (id, isShown) => { $(id).hidden = !isShown; };
+
+/** Set the text of an element, and show it if there is a text. @param {string} id @param {string} text */
+export function say(id, text) {
+  if ($(id).textContent !== text) $(id).textContent = text;
+  show(id, text);
+}
+
+/** Replace a definition list. @param {string} id @param {Iterable<[string, string | Node, string?]>} entries */
+export function define(id, entries) {
+  $(id).replaceChildren(...Array.from(entries, ([term, value, note]) =>
+    el("div", {}, el("dt", {}, term), el("dd", {}, value), ...(note ? [el("dd", { class: "note" }, note)] : []))));
+}
+
+/**
+ * Replace a table.
+ * @param {string} id
+ * @param {string[]} head
+ * @param {(string | Node)[][]} rows
+ * @param {string} [caption] for screen readers
+ */
+export function tabulate(id, head, rows, caption = "") {
+  const cell = (one) => el("td", {}, one);
+  $(id).replaceChildren(
+    el("caption", { class: "sr" }, caption),
+    el("thead", {}, el("tr", {}, ...head.map((one) => el("th", { scope: "col" }, one)))),
+    el("tbody", {}, ...rows.map((row) => el("tr", {}, ...row.map(cell)))));
+}
+
+const whole = new Intl.NumberFormat("en");
+
+/** 12,345 or 0.061 @param {number} value */
+export const number = (value, digits = 6) =>
+  Number.isInteger(value) ? whole.format(value) : String(Number(value.toPrecision(digits)));
+
+/** 0.025 %, 16.4 %, 99.962 %: as many digits as the distance from 0 or 1 needs. @param {number} p */
+export function percent(p) {
+  const tail = 100 * Math.min(p, 1 - p);
+  const digits = tail > 0 ? Math.min(Math.max(1 - Math.floor(Math.log10(tail)), 1), 6) : 0;
+  return `${Number((100 * p).toFixed(digits))}\u00a0%`;
+}
+
+/** "1 row", "2 rows" @param {number} count @param {string} noun */
+export const counted = (count, noun) => `${whole.format(count)} ${noun}${count === 1 ? "" : "s"}`;
+
+/** "Total Trans Ct" @param {string} name */
+export const spaced = (name) => name.replaceAll("_", " ");
+
+/** @param {number} p */
+export const logOdds = (p) => Math.log(p / (1 - p));
+
+/** @param {number} x */
+export const fromLogOdds = (x) => 1 / (1 + Math.exp(-x));
