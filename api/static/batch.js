@@ -2,85 +2,88 @@
 
 import { drawHistogram } from "./charts.js";
 import { asText, csvLine, hasComma, readRows, readTable, sentCell, similar } from "./csv.js";
-import { $, counted, define, el, number, percent, say, show, tabulate } from "./dom.js";
+import { $, counted, define, number, percent, put, say, show, tabulate } from "./dom.js";
 import { Problem, send, sleep, uploader } from "./http.js";
+import { readCard } from "./service.js";
 
-/** @typedef {import("./csv.js").Table} Table */
-/** @typedef {{id: string, name: string, rows: number, refused: number, listed: any[]}} Batch its numbers; `rows` are those sent */
-/** @typedef {{table: Table, rows: number, lines: number[], body: Blob, hasCommas: boolean}} Prepared */
+/** @typedef {{id: string, name: string, rows: number, refused: number, listed: any[]}} Batch `rows` are those sent */
+/** @typedef {{table: import("./csv.js").Table, lines: number[], body: Blob, hasCommas: boolean}} Prepared */
 
-const PART = 1 << 20; // characters of a part of a Blob
 const BINS = 20;
 const TOP = 20;
-const STAGES = ["drop", "check", "run", "done"];
+const ADDED = ["churn_probability", "churn_error"]; // as the command `score` names them
 
-/** @type {import("./schema.js").Schema} */
-let schema;
-/** @type {() => Promise<any>} */
-let readCard;
-/** @type {AbortController} */
+/** @type {import("./schema.js").Feature[]} */
+let features = [];
 let work = new AbortController();
 /** @type {Prepared | null} the file, which a reload forgets */
 let prepared = null;
 /** @type {Batch | null} */
 let batch = null;
-/** @type {(number | string | undefined)[]} by row: its probability, or its error */
+/** @type {(number | string)[]} by row: its probability, or its error; nothing for a refused row */
 let results = [];
 let sorted = new Float64Array();
 let sums = new Float64Array(); // of the highest k probabilities
-/** @type {number[]} */
-let counts = [];
-let noun = "churn";
+let counts = [0];
+let noun = "";
 
-/** @param {import("./schema.js").Schema} given @param {() => Promise<any>} card */
-export function startBatch(given, card) {
-  schema = given;
-  readCard = card;
-  const drop = $("drop");
-  addEventListener("dragover", (event) => { event.preventDefault(); drop.classList.add("over"); });
-  addEventListener("dragleave", (event) => event.relatedTarget || drop.classList.remove("over"));
+/** @param {import("./schema.js").Schema} schema */
+export function startBatch(schema) {
+  ({ features } = schema);
+  addEventListener("dragover", (event) => { event.preventDefault(); $("drop").classList.add("over"); });
+  addEventListener("dragleave", (event) => event.relatedTarget || $("drop").classList.remove("over"));
   addEventListener("drop", (event) => {
     event.preventDefault();
-    drop.classList.remove("over");
-    const [file] = event.dataTransfer?.files ?? [];
-    if (file) { location.hash = location.hash.startsWith("#file") ? location.hash : "#file"; open(file); }
+    $("drop").classList.remove("over");
+    const file = event.dataTransfer?.files[0];
+    if (!file) return;
+    if (!location.hash.startsWith("#file")) location.hash = "#file";
+    open(file);
   });
-  $("file").onchange = () => { const [file] = $("file").files; if (file) open(file); $("file").value = ""; };
-  $("sample").onclick = async () => open(new File([await makeSample()], "sample.csv", { type: "text/csv" }));
-  $("sample-file").onclick = async (event) => { event.preventDefault(); save(new Blob([await makeSample()]), "sample.csv"); };
+  $("file").onchange = () => { open($("file").files[0]); $("file").value = ""; };
+  $("sample").onclick = async () => open(new File([await makeSample()], "sample.csv"));
   $("score").onclick = () => run(sendBatch);
-  $("stop").onclick = () => { work.abort(); };
-  for (const button of document.querySelectorAll(".again")) button.addEventListener("click", restart);
+  $("stop").onclick = () => work.abort();
+  for (const id of ["again", "another"]) $(id).onclick = restart;
   $("erase").onclick = () => { erase(); restart(); };
-  $("download-rows").onclick = downloadRows;
   $("threshold").oninput = () => setThreshold(Number($("threshold").value));
-  $("threshold-number").onchange = () => setThreshold(Math.min(Math.max(Number($("threshold-number").value) / 100, 0), 1));
+  $("threshold-number").onchange = () => setThreshold(Math.min(Math.max($("threshold-number").value / 100, 0), 1));
   addEventListener("hashchange", find);
   stage("drop");
   find();
 }
 
-// Find the batch of the address again.
+// Find the batch of the address again; keep its id there.
 function find() {
-  const [view, id] = location.hash.slice(1).split("/");
-  if (view !== "file" || !id || id === batch?.id) return;
-  batch = { name: "Batch", rows: 0, refused: 0, listed: [], ...history.state, id };
-  prepared = null;
-  run(follow);
+  const [view, id] = location.hash.split("/");
+  if (view !== "#file") return;
+  if (!id) setAddress();
+  else if (id !== batch?.id) {
+    batch = { name: "Batch", rows: 0, refused: 0, listed: [], ...history.state, id };
+    prepared = null;
+    run(follow);
+  }
+}
+
+function setAddress() {
+  history.replaceState(batch, "", batch?.id ? `#file/${batch.id}` : "#file");
 }
 
 function stage(name) {
-  for (const one of STAGES) show(one, one === name);
-  showRefused();
+  for (const one of ["drop", "check", "run", "done"]) show(one, one === name);
+  const { refused = 0, listed = [] } = batch ?? {};
+  show("refused", refused);
+  put("refused-text", `${counted(refused, "refused row")}${refused > listed.length ? `; the first ${listed.length} of them` : ""}`);
+  tabulate("refused-rows", ["Line", "Column", "Fault"], listed.flatMap(({ row, line, errors }) =>
+    errors.map(({ pointer, message }) => [number(line ?? row + 1), pointer.split("/")[2] ?? "", message])));
 }
 
 function restart() {
   work.abort();
   batch = prepared = null;
   results = [];
-  history.replaceState(null, "", "#file");
+  setAddress();
   say("file-fault", "");
-  say("stage", "");
   stage("drop");
   $("file").focus();
 }
@@ -95,13 +98,13 @@ async function run(step) {
   } catch (error) {
     if (own !== work) return; // another file has replaced it
     const isCancelled = own.signal.aborted;
+    say("file-fault", isCancelled ? "Cancelled. Nothing more is computed." : error.message);
     if (isCancelled) erase();
-    if (error instanceof Problem && error.body.rows) {
-      batch = { id: "", name: "", rows: 0, refused: error.body.refused ?? 0, listed: mapLines(error.body.rows) };
-    }
-    say("file-fault", isCancelled ? "Cancelled. Nothing more is computed." : error instanceof Error ? error.message : String(error));
+    else if (results.length) return stage("done"); // the file of an old batch was not the right one
+    const { rows, refused } = error instanceof Problem ? error.body : {};
+    batch = rows ? { id: "", name: "", rows: 0, refused: refused ?? 0, listed: withLines(rows) } : null;
+    setAddress();
     stage(prepared ? "check" : "drop");
-    if (batch?.id) { batch = null; history.replaceState(null, "", "#file"); }
   }
 }
 
@@ -110,260 +113,223 @@ function erase() {
   if (batch?.id) send(`churn/batches/${batch.id}`, { method: "DELETE" }).catch(() => {});
 }
 
-// Recognise a file, and read it once: count its rows, and make the body with the features only.
-async function open(file) {
-  const isJoin = batch && !prepared && results.length > 0; // the results of a batch that was found again
-  await run(async (signal) => {
-    const table = await readTable(file, schema.features.map((feature) => feature.name));
-    if (!isJoin) { batch = null; results = []; history.replaceState(null, "", "#file"); }
-    const missing = showColumns(table);
-    if (isJoin && missing.length) throw new Error(`The file lacks ${missing.join(", ")}.`);
-    if (!isJoin) stage("check");
-    const ready = missing.length ? null : await prepare(table, signal);
-    if (!ready) return;
-    if (!ready.rows) throw new Error("The file has a header and no row.");
-    prepared = ready;
-    if (!isJoin) { $("score").disabled = false; $("score").focus(); return; }
-    if (batch?.rows && batch.rows !== ready.rows) {
-      prepared = null;
-      throw new Error(`This file has ${counted(ready.rows, "row")}, and the batch had ${counted(batch.rows, "row")}. Choose the same file.`);
+// Recognise a file, and read it once: count its rows, and write the body with the features only.
+function open(file) {
+  const isOfBatch = results.length > 0 && !prepared; // a batch that was found again
+  return run(async (signal) => {
+    const table = await readTable(file, features.map(({ name }) => name));
+    if (!isOfBatch) {
+      batch = prepared = null;
+      results = [];
+      setAddress();
+      stage("check");
     }
-    await join(signal);
+    if (showColumns(table).length) return;
+    const ready = await prepare(table, signal);
+    const rows = ready.lines.length;
+    if (!rows) throw new Error("The file has a header and no row.");
+    if (isOfBatch && batch?.rows && batch.rows !== rows) {
+      throw new Error(`This file has ${counted(rows, "row")}, and the batch had ${counted(batch.rows, "row")}. Choose the same file.`);
+    }
+    prepared = ready;
+    if (isOfBatch) return join(signal);
+    $("score").disabled = false;
+    $("score").focus();
   });
 }
 
-// Show which columns are recognised; return the missing features.
+// Show which columns are recognised; return the missing ones.
 function showColumns({ file, header, places, delimiter, encoding }) {
-  const required = schema.features.filter((feature) => feature.isRequired);
-  const missing = required.filter((feature) => !places.has(feature.name)).map((feature) => feature.name);
-  const ignored = header.filter((_, place) => ![...places.values()].includes(place));
-  const delimiters = /** @type {Record<string, string>} */ ({ ",": "commas", ";": "semicolons", "\t": "tabs" });
-  $("name").textContent = file.name;
-  say("size", `${megabytes(file.size)}, ${encoding.toUpperCase()}, ${delimiters[delimiter] ?? `delimiter ${delimiter}`}`);
-  showFound(places.size, ignored.length, missing.length, "counting");
-  const rows = [
-    ...missing.map((name) => [name, "missing", similar(name, ignored) ? `Is it “${similar(name, ignored)}”? Rename it.` : ""]),
-    ...schema.features.filter((one) => places.has(one.name)).map((one) => [one.name, "recognised", one.description]),
-    ...ignored.map((name) => [name, "stays here", "Not sent; it is in the scored file again."])];
-  tabulate("columns", ["Column", "State", ""], rows, "Columns of the file");
-  $("columns").closest("details").open = missing.length > 0;
+  const missing = features.filter((one) => one.isRequired && !places.has(one.name)).map((one) => one.name);
+  const others = header.filter((_, place) => ![...places.values()].includes(place));
+  put("name", file.name);
+  put("size", `${megabytes(file.size)}, ${encoding.toUpperCase()}, ${{ ",": "commas", ";": "semicolons", "\t": "tabs" }[delimiter] ?? delimiter}`);
+  put("score", "Score");
   $("score").disabled = true;
-  $("score").textContent = "Score";
-  if (missing.length) {
-    say("file-fault", places.size ? `The header lacks ${missing.join(", ")}.`
-      : `The first line has none of the columns ${missing.join(", ")}: it must be a header with these names.`);
-  }
+  define("found", [["Rows", "–"], ["Columns recognised", `${places.size} of ${features.length}`], ["Columns missing", number(missing.length)], ["Columns that stay here", number(others.length)]]);
+  tabulate("columns", ["Column", "State", ""], [
+    ...missing.map((name) => [name, "missing", similar(name, others) ? `Is it “${similar(name, others)}”? Rename it.` : ""]),
+    ...features.filter(({ name }) => places.has(name)).map(({ name, description }) => [name, "recognised", description]),
+    ...others.map((name) => [name, "stays here", "Not sent; the scored file has it again."])]);
+  $("columns").closest("details").open = missing.length > 0;
+  if (missing.length) say("file-fault", `The header, which is the first line, lacks ${missing.join(", ")}.`);
   return missing;
 }
 
-function showFound(recognised, ignored, missing, rows) {
-  define("found", [["Rows", rows], ["Columns recognised", `${recognised} of ${schema.features.length}`], ["Columns missing", String(missing)], ["Columns that stay here", String(ignored)]]);
+// Collects text as parts of a Blob, because one string of a large file is slow.
+class Parts {
+  parts = [""];
+
+  add(text) {
+    const last = this.parts.length - 1;
+    if (this.parts[last].length > 1e6) this.parts.push(text);
+    else this.parts[last] += text;
+  }
+
+  blob() { return new Blob(this.parts, { type: "text/csv" }); }
 }
 
 async function prepare(table, signal) {
-  const features = [...table.places.keys()];
   const places = [...table.places.values()];
   const isSemicolon = table.delimiter === ";";
-  const ignored = table.header.length - features.length;
-  /** @type {string[]} */
-  const parts = [];
-  let text = csvLine(["#", ...features], ","); // the number makes no row blank
-  /** @type {number[]} */
+  const body = new Parts();
   const lines = [];
   let hasCommas = false;
-  for await (const rows of readRows(table, () => {}, signal)) {
+  body.add(csvLine(["#", ...table.places.keys()], ",")); // because of the number no row is blank
+  for await (const rows of readRows(table, signal)) {
     for (const { line, cells } of rows) {
       lines.push(line);
       hasCommas ||= isSemicolon && places.some((place) => hasComma(cells[place].trim()));
-      text += csvLine([String(lines.length), ...places.map((place) => sentCell(cells[place], isSemicolon))], ",");
-      if (text.length > PART) { parts.push(text); text = ""; }
+      body.add(csvLine([String(lines.length), ...places.map((place) => sentCell(cells[place], isSemicolon))], ","));
     }
-    showFound(features.length, ignored, 0, number(lines.length));
+    $("found").querySelector("dd").textContent = number(lines.length);
   }
-  parts.push(text);
-  $("score").textContent = `Score ${counted(lines.length, "row")}`;
-  return { table, rows: lines.length, lines, body: new Blob(parts, { type: "text/csv" }), hasCommas };
+  put("score", `Score ${counted(lines.length, "row")}`);
+  return { table, lines, body: body.blob(), hasCommas };
 }
 
 async function sendBatch(signal) {
-  if (!prepared) return;
-  const { table: { file }, body, rows } = prepared;
+  const { table: { file: { name } }, body, lines } = prepared;
   batch = null;
   stage("run");
-  $("run-name").textContent = file.name;
-  progress("Sending", 0, 1);
+  put("run-name", name);
   const onProgress = (sent, total) =>
     sent < total ? progress(`Sending ${megabytes(sent)} of ${megabytes(total)}`, sent, total) : progress("The API checks every row");
-  const headers = { "Content-Type": "text/csv" };
-  const response = await send("churn/batches", { method: "POST", headers, body, signal, onPause }, uploader(onProgress));
-  const accepted = await response.json();
-  batch = { id: accepted.batch_id, name: file.name, rows, refused: accepted.refused, listed: mapLines(accepted.rows) };
-  history.replaceState(batch, "", `#file/${batch.id}`);
+  onProgress(0, body.size);
+  const options = { method: "POST", headers: { "Content-Type": "text/csv" }, body, signal, onPause };
+  const { batch_id, refused, rows } = await (await send("churn/batches", options, uploader(onProgress))).json();
+  batch = { id: batch_id, name, rows: lines.length, refused, listed: withLines(rows) };
+  setAddress();
   await follow(signal);
 }
 
-// The lines of the file for those of the body.
-const mapLines = (rows) => rows.map((one) => ({ ...one, line: prepared?.lines[one.row] ?? one.line }));
+// Refused rows with their lines in the file; they were sent with others.
+const withLines = (rows) => rows.map((one) => ({ ...one, line: prepared?.lines[one.row] ?? one.line }));
 
 // Follow a batch to its end, and show its results.
 async function follow(signal) {
-  if (!batch) return;
+  const { id, name } = batch;
+  results = [];
   stage("run");
-  $("run-name").textContent = batch.name;
+  put("run-name", name);
   say("stage", "Scoring");
   const started = performance.now();
-  let first = -1;
-  for (;;) {
-    const response = await send(`churn/batches/${batch.id}`, { signal, onPause });
+  for (let first = -1; ; await sleep(first ? 1 : 0.3, signal)) {
+    const response = await send(`churn/batches/${id}`, { signal, onPause });
     const { total, done, failed } = await response.json();
-    if (first < 0) first = done;
-    const rate = (1000 * (done - first)) / (performance.now() - started);
-    $("run-rate").textContent = rate > 0 ? `${number(Math.round(rate))} rows per second, ${duration((total - done) / rate)} left` : "";
     progress(`Scored ${number(done)} of ${counted(total, "row")}${failed ? `, ${number(failed)} failed` : ""}`, done, total);
     if (response.status === 200) break;
-    await sleep(done === first ? 0.3 : 1, signal);
+    if (first < 0) first = done;
+    const rate = (1000 * (done - first)) / (performance.now() - started);
+    if (rate > 0) put("run-rate", `${number(Math.round(rate))} rows per second, ${duration((total - done) / rate)} left`);
   }
-  await fetchResults(signal);
+  progress("Fetching the results");
+  const { body } = await send(`churn/batches/${id}/results`, { headers: { Accept: "application/x-ndjson" }, signal, onPause });
+  const stream = body.pipeThrough(new TextDecoderStream()).getReader();
+  for (let rest = "", isLast = false; !isLast; await sleep(0)) { // the page draws and answers meanwhile
+    const { done, value = "" } = await stream.read();
+    const lines = (rest + value).split("\n");
+    rest = lines.pop() ?? "";
+    for (const { row, probability, error } of lines.map((line) => JSON.parse(line))) results[row] = error ?? probability;
+    isLast = done;
+  }
   await summarise();
   await join(signal);
-}
-
-async function fetchResults(signal) {
-  progress("Fetching the results");
-  const response = await send(`churn/batches/${batch?.id}/results`, { headers: { Accept: "application/x-ndjson" }, signal, onPause });
-  results = [];
-  let rest = "";
-  const stream = /** @type {ReadableStream<any>} */ (response.body).pipeThrough(new TextDecoderStream()).getReader();
-  for (;;) {
-    const { done, value } = await stream.read();
-    const lines = (rest + (value ?? "")).split("\n");
-    rest = lines.pop() ?? "";
-    for (const line of lines) {
-      const { row, probability, error } = JSON.parse(line);
-      results[row] = error ?? probability;
-    }
-    if (done) break;
-    await sleep(0); // let the page draw and answer
-  }
 }
 
 // Sort and count the probabilities once, so that a moved threshold costs nothing.
 async function summarise() {
   const found = results.filter((one) => typeof one === "number");
-  sorted = Float64Array.from(/** @type {number[]} */ (found)).sort().reverse();
+  sorted = Float64Array.from(found).sort().reverse();
   sums = new Float64Array(sorted.length + 1);
   counts = Array(BINS).fill(0);
   sorted.forEach((p, place) => {
     sums[place + 1] = sums[place] + p;
     counts[Math.min(Math.floor(p * BINS), BINS - 1)]++;
   });
-  const card = await readCard().catch(() => null);
-  noun = card?.name ?? noun;
-  const failed = results.filter((one) => typeof one === "string").length;
-  $("done-name").textContent = batch?.name ?? "";
-  say("done-size", `${counted(sorted.length, "row")} scored${batch?.refused ? `, ${number(batch.refused)} refused` : ""}${failed ? `, ${number(failed)} failed` : ""}`);
-  say("threshold-text", card?.threshold == null ? "" : `The model's own is ${percent(card.threshold)}.`);
-  show("join", !prepared);
-  show("download-rows", !prepared);
-  show("download", false);
-  stage("done");
-  setThreshold(card?.threshold ?? 0.5);
+  let failed = 0;
+  for (const one of results) failed += Number(typeof one === "string");
+  const { name, refused } = batch;
+  const { threshold, name: model = "" } = await readCard().catch(() => ({}));
+  noun = model;
+  put("done-name", name);
+  put("done-size", `${counted(sorted.length, "row")} scored${refused ? `, ${number(refused)} refused` : ""}${failed ? `, ${number(failed)} failed` : ""}`);
+  put("threshold-text", threshold == null ? "" : `The model's own is ${percent(threshold)}.`);
+  setThreshold(threshold ?? 0.5);
   say("stage", `Done: ${$("done-size").textContent}`);
 }
 
 function setThreshold(threshold) {
-  $("threshold").value = String(threshold);
+  $("threshold").value = threshold;
   $("threshold").setAttribute("aria-valuetext", percent(threshold));
-  $("threshold-number").value = String(Math.round(1000 * threshold) / 10);
+  $("threshold-number").value = Math.round(1000 * threshold) / 10;
   let [low, high] = [0, sorted.length]; // the number of probabilities that reach the threshold, by bisection
   while (low < high) {
     const middle = (low + high) >> 1;
     if (sorted[middle] >= threshold) low = middle + 1;
     else high = middle;
   }
-  const all = sorted.length || 1;
   drawHistogram($("histogram"), counts, threshold);
-  const expected = sums[low];
+  const [part, whole] = [sums[low], sums[sorted.length]];
   define("share", [
-    ["At or above", number(low), `${percent(low / all)} of all rows`],
-    [`Expected cases of ${noun}`, number(Math.round(expected)), low ? `${percent(expected / low)} of them, if the model is calibrated` : ""],
-    ["Share of all expected cases", sums[sorted.length] ? percent(expected / sums[sorted.length]) : "–", `of ${number(Math.round(sums[sorted.length]))}`]]);
+    ["At or above", number(low), `${percent(low / (sorted.length || 1))} of all rows`],
+    [`Expected cases of ${noun}`, number(Math.round(part)), low ? `${percent(part / low)} of them, if the model is calibrated` : ""],
+    ["Share of all expected cases", percent(part / (whole || 1)), `of ${number(Math.round(whole))}`]]);
 }
 
-// Read the file again: write the download, and find the rows with the highest probabilities.
+// Read the file again: write the download, and find the rows with the highest probabilities. Without the file, the rows have numbers only.
 async function join(signal) {
-  const order = [...results.keys()].filter((row) => typeof results[row] === "number")
-    .sort((a, b) => Number(results[b]) - Number(results[a])).slice(0, TOP);
-  /** @type {Map<number, string[]>} */
+  const least = sorted[Math.min(TOP, sorted.length) - 1];
+  const top = [];
+  results.forEach((p, row) => { if (Number(p) >= least) top.push({ p: Number(p), row }); });
+  top.sort((a, b) => b.p - a.p).splice(TOP);
+  const wanted = new Set(top.map(({ row }) => row));
   const cells = new Map();
-  if (prepared) {
-    const { table, hasCommas } = prepared;
-    const added = ["churn_probability", "churn_error"];
-    const kept = [...table.header.keys()].filter((place) => ![...added, "churn"].includes(table.header[place].trim()));
-    const wanted = new Set(order);
-    const listed = new Map(batch?.listed.map((one) => [one.row, faultsText(one)]));
-    /** @type {string[]} */
-    const parts = [];
-    let text = `${table.hasMark ? "\ufeff" : ""}${table.hasSeparatorLine ? `sep=${table.delimiter}\r\n` : ""}`;
-    text += csvLine([...kept.map((place) => asText(table.header[place])), ...added], table.delimiter);
+  const scored = new Parts();
+  const faults = new Map(batch?.listed.map(({ row, errors }) => [row, errors.map(({ pointer, message }) => `${pointer.split("/")[2]}: ${message}`).join("; ")]));
+  const { table, lines, hasCommas } = prepared ?? {};
+  const { delimiter = ",", header = [] } = table ?? {};
+  const kept = [...header.keys()].filter((place) => ![...ADDED, "churn"].includes(header[place].trim()));
+  const write = (row, texts) => {
+    const result = results[row] ?? faults.get(row) ?? "Refused: the row is not a valid customer";
+    const shown = typeof result === "number" ? [String(result).replace(".", hasCommas ? "," : "."), ""] : ["", asText(result)];
+    scored.add(csvLine([...texts.map(asText), ...shown], delimiter));
+  };
+  if (table) {
+    const names = kept.map((place) => header[place]);
+    scored.add(`${table.hasMark ? "\ufeff" : ""}${table.hasSeparatorLine ? `sep=${delimiter}\r\n` : ""}${csvLine([...names.map(asText), ...ADDED], delimiter)}`);
     let row = 0;
-    for await (const rows of readRows(table, () => {}, signal)) {
+    for await (const rows of readRows(table, signal)) {
       for (const one of rows) {
-        const result = results[row];
-        const probability = typeof result === "number" ? String(result) : "";
-        const error = probability ? "" : result ?? listed.get(row) ?? "Refused: the row is not a valid customer";
-        text += csvLine([...kept.map((place) => asText(one.cells[place])), hasCommas ? probability.replace(".", ",") : probability, asText(String(error))], table.delimiter);
-        if (wanted.has(row)) cells.set(row, kept.map((place) => one.cells[place]));
-        if (text.length > PART) { parts.push(text); text = ""; }
-        row++;
+        const texts = kept.map((place) => one.cells[place]);
+        if (wanted.has(row)) cells.set(row, texts);
+        write(row++, texts);
       }
     }
-    parts.push(text);
-    const link = $("download");
-    URL.revokeObjectURL(link.href);
-    link.href = URL.createObjectURL(new Blob(parts, { type: "text/csv" }));
-    link.download = `${table.file.name.replace(/\.\w+$/, "")}-scored.csv`;
-    tabulate("top", ["Probability", "Line", ...kept.map((place) => table.header[place])],
-      order.map((one) => [percent(Number(results[one])), number(prepared?.lines[one] ?? one), ...(cells.get(one) ?? [])]), "Rows with the highest probabilities");
+    tabulate("top", ["Probability", "Line", ...names], top.map(({ p, row }) => [percent(p), number(lines?.[row] ?? row), ...cells.get(row)]));
   } else {
-    tabulate("top", ["Probability", "Row"], order.map((one) => [percent(Number(results[one])), number(one + 1)]), "Rows with the highest probabilities");
+    scored.add(csvLine(["row", ...ADDED], delimiter));
+    results.forEach((_, row) => write(row, [String(row)]));
+    tabulate("top", ["Probability", "Row"], top.map(({ p, row }) => [percent(p), number(row + 1)]));
   }
-  show("download", prepared);
-  show("join", !prepared);
-  show("download-rows", !prepared);
+  const link = $("download");
+  URL.revokeObjectURL(link.href);
+  link.href = URL.createObjectURL(scored.blob());
+  link.download = `${batch?.name.replace(/\.\w+$/, "")}-scored.csv`;
+  put("download", table ? "Download the scored file" : "Download rows and probabilities");
+  show("join", !table);
   stage("done");
 }
 
-function downloadRows() {
-  const lines = ["row,probability,error\r\n"];
-  results.forEach((one, row) => lines.push(csvLine(typeof one === "number" ? [String(row), String(one), ""] : [String(row), "", asText(one ?? "")], ",")));
-  save(new Blob(lines), "results.csv");
-}
+const onPause = (reason, seconds) => seconds && progress(`${reason} Trying again in ${seconds} s`);
 
-function save(blob, name) {
-  const link = el("a", { href: URL.createObjectURL(blob), download: name });
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
-}
-
-function showRefused() {
-  show("refused", batch?.refused);
-  if (!batch?.refused) return;
-  const more = batch.refused > batch.listed.length ? `; the first ${batch.listed.length} of them` : "";
-  $("refused-text").textContent = `${counted(batch.refused, "refused row")}${more}`;
-  tabulate("refused-rows", ["Line", "Column", "Fault"], batch.listed.flatMap((one) =>
-    one.errors.map((fault) => [number(one.line ?? one.row + 1), fault.pointer.split("/")[2] ?? "", fault.message])), "Refused rows");
-}
-
-const faultsText = (row) => row.errors.map((fault) => `${fault.pointer.split("/")[2] ?? ""}: ${fault.message}`).join("; ");
-
-const onPause = (reason, seconds) => { if (seconds) progress(`${reason} Trying again in ${seconds} s`); };
-
-function progress(text, value, most = 1) {
-  $("run-text").textContent = text;
-  if (value == null) $("bar").removeAttribute("value");
-  else { $("bar").max = most || 1; $("bar").value = value; }
-  if (value == null) $("run-rate").textContent = "";
+// Without a value the end is unknown.
+function progress(text, value = -1, most = 1) {
+  put("run-text", text);
+  put("run-rate", "");
+  $("bar").max = most || 1;
+  if (value < 0) $("bar").removeAttribute("value");
+  else $("bar").value = value;
 }
 
 const megabytes = (bytes) => (bytes < 1e5 ? `${Math.ceil(bytes / 1e3)} kB` : `${(bytes / 1e6).toFixed(1)} MB`);
@@ -372,19 +338,15 @@ const duration = (seconds) => (seconds < 90 ? `${Math.ceil(seconds)} s` : `${Mat
 
 // Customers at random within the training data, always the same.
 async function makeSample() {
-  const card = await readCard().catch(() => null);
-  const ranges = new Map((card?.features ?? []).map((one) => [one.name, one]));
+  const card = await readCard().catch(() => ({ features: [] }));
   let seed = 11;
   const random = () => (seed = (seed * 48271) % 2147483647) / 2147483647;
-  const lines = [csvLine(["id", ...schema.features.map((feature) => feature.name)], ",")];
-  for (let row = 1; row <= 200; row++) {
-    lines.push(csvLine([String(row), ...schema.features.map((feature) => {
-      if (feature.categories.length) return feature.categories[Math.floor(random() * feature.categories.length)];
-      const { minimum, maximum } = /** @type {any} */ (ranges.get(feature.name)) ?? {};
-      if (minimum == null) return String(feature.example ?? "");
-      const value = minimum + random() * random() * (maximum - minimum);
-      return feature.type === "integer" ? String(Math.round(value)) : value.toFixed(3);
-    })], ","));
-  }
-  return lines.join("");
+  const value = ({ name, type, categories, example }) => {
+    if (categories.length) return categories[Math.floor(random() * categories.length)];
+    const { minimum, maximum } = card.features.find((one) => one.name === name) ?? {};
+    if (minimum == null) return String(example ?? "");
+    return (minimum + random() * random() * (maximum - minimum)).toFixed(type === "integer" ? 0 : 3);
+  };
+  const rows = Array.from({ length: 200 }, (_, row) => [String(row + 1), ...features.map(value)]);
+  return [["id", ...features.map(({ name }) => name)], ...rows].map((row) => csvLine(row, ",")).join("");
 }

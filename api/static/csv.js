@@ -1,6 +1,5 @@
 // CSV as spreadsheets write it: its dialect, its columns, and its rows as a stream. The rules are those of the API.
 
-/** @typedef {{line: number, cells: string[]}} Row */
 /** @typedef {{file: File, encoding: string, hasMark: boolean, hasSeparatorLine: boolean, delimiter: string, header: string[], places: Map<string, number>}} Table */
 
 const START_BYTES = 65536;
@@ -13,25 +12,19 @@ const NUMBER = /^[+-]?(\d+([.,]\d*)?|[.,]\d+)(e[+-]?\d+)?%?$|^[+-]$/i;
 /** Find the dialect of a file and the columns of the features. @param {File} file @param {string[]} features @returns {Promise<Table>} */
 export async function readTable(file, features) {
   const bytes = new Uint8Array(await file.slice(0, START_BYTES).arrayBuffer());
-  const [first, second] = bytes;
-  const encoding = first === 0xff && second === 0xfe ? "utf-16le" : first === 0xfe && second === 0xff ? "utf-16be" : "utf-8";
-  const hasMark = encoding !== "utf-8" || (first === 0xef && second === 0xbb);
+  const start = bytes.subarray(0, 2).join();
+  const encoding = start === "255,254" ? "utf-16le" : start === "254,255" ? "utf-16be" : "utf-8";
   const text = new TextDecoder(encoding).decode(bytes);
   const separator = /^"?sep=(.)"?\r?\n/i.exec(text);
-  const candidates = separator ? [separator[1]] : [",", ";", "\t"];
-  const tables = candidates.map((delimiter) => {
-    const reader = new Reader(delimiter);
-    const rows = reader.push(separator ? text.slice(separator[0].length) : text, file.size <= START_BYTES);
+  const tables = (separator ? [separator[1]] : [",", ";", "\t"]).map((delimiter) => {
+    const rows = new Reader(delimiter).push(text.slice(separator?.[0].length), file.size <= START_BYTES);
     const header = rows.find(({ cells }) => !isBlank(cells))?.cells ?? [];
-    return { file, encoding, hasMark, hasSeparatorLine: !!separator, delimiter, header, places: findPlaces(header, features) };
+    const names = header.map((name) => name.trim().toLowerCase());
+    const places = new Map(features.map((name) => [name, names.indexOf(name.toLowerCase())]));
+    for (const [name, place] of places) if (place < 0) places.delete(name);
+    return { file, encoding, hasMark: encoding !== "utf-8" || start === "239,187", hasSeparatorLine: !!separator, delimiter, header, places };
   });
   return tables.reduce((best, one) => (one.places.size > best.places.size ? one : best));
-}
-
-function findPlaces(header, features) {
-  const plain = header.map((name) => name.trim().toLowerCase());
-  const places = features.map((name) => /** @type {[string, number]} */ ([name, plain.indexOf(name.toLowerCase())]));
-  return new Map(places.filter(([, place]) => place >= 0));
 }
 
 /** The column that a missing feature may be: equal but for blanks, dashes and underscores. @param {string} feature @param {string[]} header */
@@ -40,61 +33,45 @@ export function similar(feature, header) {
   return header.find((name) => squeeze(name) === squeeze(feature));
 }
 
-/**
- * The rows that are not blank, after the header, a part of the file at a time.
- * @param {Table} table
- * @param {(bytes: number) => void} onRead
- * @param {AbortSignal} signal
- * @returns {AsyncGenerator<Row[]>}
- * @throws {Error} with the line and the remedy
- */
-export async function* readRows(table, onRead, signal) {
-  const stream = table.file.stream().getReader();
-  const decoder = new TextDecoder(table.encoding, { fatal: true });
-  const reader = new Reader(table.delimiter);
-  const width = table.header.length;
-  let toSkip = table.hasSeparatorLine ? 2 : 1; // rows before the first customer
-  let read = 0;
+/** The rows that are not blank, after the header, a part of the file at a time; the error of a bad row has its line. @param {Table} table @param {AbortSignal} signal */
+export async function* readRows({ file, encoding, delimiter, header, hasSeparatorLine }, signal) {
+  const stream = file.stream().getReader();
+  const decoder = new TextDecoder(encoding, { fatal: true });
+  const reader = new Reader(delimiter);
+  let toSkip = hasSeparatorLine ? 2 : 1;
   for (let isLast = false; !isLast; ) {
     const { done, value } = await stream.read();
     signal.throwIfAborted();
     isLast = done;
-    read += value?.length ?? 0;
     let text;
     try {
       text = decoder.decode(value, { stream: !done });
     } catch {
-      throw new Error(`The file is not ${table.encoding.toUpperCase()} near line ${reader.line}: save it as CSV UTF-8.`);
+      throw new Error(`The file is not ${encoding.toUpperCase()} near line ${reader.line}: save it as CSV UTF-8.`);
     }
-    let rows = reader.push(text, isLast).filter(({ cells }) => !isBlank(cells));
-    const skipped = Math.min(toSkip, rows.length);
-    toSkip -= skipped;
-    rows = rows.slice(skipped);
-    for (const row of rows) {
-      if (row.cells.length > width && !isBlank(row.cells.slice(width))) {
-        throw new Error(`Line ${row.line} has ${row.cells.length} cells, and the header has ${width}: put a cell that contains the delimiter into double quotes.`);
+    const rows = reader.push(text, done).filter(({ cells }) => !isBlank(cells));
+    toSkip -= rows.splice(0, toSkip).length;
+    for (const { line, cells } of rows) {
+      if (!isBlank(cells.splice(header.length))) {
+        throw new Error(`Line ${line} has more cells than the header: put a cell that contains the delimiter into double quotes.`);
       }
-      row.cells.length = Math.min(row.cells.length, width);
-      while (row.cells.length < width) row.cells.push("");
+      while (cells.length < header.length) cells.push("");
     }
-    onRead(read);
     yield rows;
   }
 }
 
-const isBlank = (cells) => cells.every((cell) => cell === "" || cell.trim() === "");
+const isBlank = (cells) => cells.every((cell) => cell.trim() === "");
 
 // Splits text into rows; it keeps the beginning of a row whose end has not come.
 class Reader {
-  constructor(delimiter) {
-    this.delimiter = delimiter;
-    this.rest = "";
-    this.line = 1;
-  }
+  rest = "";
+  line = 1;
+
+  constructor(delimiter) { this.delimiter = delimiter; }
 
   push(text, isLast) {
-    text = this.rest + text;
-    if (isLast) text = text.replace(/\u001a$/, "");
+    text = this.rest + (isLast ? text.replace(/\u001a$/, "") : text);
     const rows = [];
     let at = 0;
     while (at < text.length) {
@@ -103,18 +80,15 @@ class Reader {
         if (!isLast) break;
         end = text.length;
       }
-      let record = text.slice(at, end);
+      const record = text.slice(at, end);
       let cells;
       let lines = 1;
       if (record.includes('"')) {
         const quoted = this.readQuoted(text, at, isLast);
         if (!quoted) break;
         ({ cells, end } = quoted);
-        lines += text.slice(at, end).split("\n").length - 1;
-      } else {
-        if (record.endsWith("\r")) record = record.slice(0, -1);
-        cells = record.split(this.delimiter);
-      }
+        lines = text.slice(at, end).split("\n").length;
+      } else cells = record.replace(/\r$/, "").split(this.delimiter);
       rows.push({ line: this.line, cells });
       this.line += lines;
       at = end + 1;
@@ -124,32 +98,29 @@ class Reader {
     return rows;
   }
 
+  // The cells of a row with quotes, and its end; null if the end has not come.
   readQuoted(text, at, isLast) {
-    const cells = [];
-    for (;;) {
-      while (text[at] === " ") at++;
+    for (const cells = []; ; at++) {
       let cell = "";
+      while (text[at] === " ") at++;
       if (text[at] === '"') {
-        for (at++; ; ) {
-          const quote = text.indexOf('"', at);
+        do {
+          const quote = text.indexOf('"', at + 1);
           if (quote < 0) {
             if (isLast) throw new Error(`The quote of the row at line ${this.line} is not closed.`);
             return null;
           }
-          cell += text.slice(at, quote);
+          cell += text.slice(at + 1, quote);
           at = quote + 1;
-          if (text[at] !== '"') break;
-          cell += '"';
-          at++;
-        }
+          if (text[at] === '"') cell += '"';
+        } while (text[at] === '"');
       }
-      let end = at;
-      while (end < text.length && text[end] !== this.delimiter && text[end] !== "\n") end++;
-      if (end === text.length && !isLast) return null;
-      const isEnd = end === text.length || text[end] === "\n";
-      cells.push(cell + text.slice(at, isEnd && text[end - 1] === "\r" ? end - 1 : end));
-      if (isEnd) return { cells, end };
-      at = end + 1;
+      const from = at;
+      while (at < text.length && text[at] !== this.delimiter && text[at] !== "\n") at++;
+      if (at === text.length && !isLast) return null;
+      const isEnd = at === text.length || text[at] === "\n";
+      cells.push(cell + text.slice(from, isEnd && at > from && text[at - 1] === "\r" ? at - 1 : at));
+      if (isEnd) return { cells, end: at };
     }
   }
 }
@@ -157,11 +128,11 @@ class Reader {
 /** A number with a decimal comma, in a file whose delimiter is a semicolon. @param {string} cell */
 export const hasComma = (cell) => COMMA.test(cell);
 
-/** The cell as it is sent: a shortened text stays invalid. @param {string} cell @param {boolean} hasCommas */
-export function sentCell(cell, hasCommas) {
+/** The cell as it is sent: a shortened text stays invalid. @param {string} cell @param {boolean} isSemicolon */
+export function sentCell(cell, isSemicolon) {
   cell = cell.trim();
   if (cell.length > LONGEST_CELL) cell = `${cell.slice(0, LONGEST_CELL)}…`;
-  return hasCommas && COMMA.test(cell) ? cell.replace(",", ".") : cell;
+  return isSemicolon && COMMA.test(cell) ? cell.replace(",", ".") : cell;
 }
 
 /** A cell that a spreadsheet shows and does not run; numbers stay numbers. @param {string} cell */
@@ -169,4 +140,4 @@ export const asText = (cell) => (RUN_BY_SPREADSHEETS.test(cell) && !NUMBER.test(
 
 /** A line of CSV. @param {string[]} cells @param {string} delimiter */
 export const csvLine = (cells, delimiter) =>
-  `${cells.map((cell) => (/["\r\n,;\t]/.test(cell) || cell.includes(delimiter) ? `"${cell.replaceAll('"', '""')}"` : cell)).join(delimiter)}\r\n`;
+  `${cells.map((cell) => (/["\r\n]/.test(cell) || cell.includes(delimiter) ? `"${cell.replaceAll('"', '""')}"` : cell)).join(delimiter)}\r\n`;

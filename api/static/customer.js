@@ -1,111 +1,88 @@
 // One customer: the form, the prediction with its reasons, and the prediction anew after each change.
 
 import { drawReasons } from "./charts.js";
-import { $, define, el, percent, say, show } from "./dom.js";
+import { $, define, el, number, percent, put, say, show } from "./dom.js";
 import { Problem, send } from "./http.js";
-
-/** @typedef {import("./schema.js").Feature} Feature */
+import { readCard } from "./service.js";
 
 const CHANGE_MS = 350; // from the last key to the prediction
-const EXPIRE_S = 300;
 
-/** @type {Feature[]} */
+/** @type {import("./schema.js").Feature[]} */
 let features = [];
-/** @type {() => Promise<any>} */
-let readCard;
-let noun = "";
 /** @type {AbortController | null} */
 let running = null;
-/** @type {number | null} */
-let last = null;
-let timer = 0;
+let last = -1; // the probability before
 
-/** @param {import("./schema.js").Schema} schema @param {() => Promise<any>} card */
-export function startCustomer(schema, card) {
-  features = schema.features;
-  readCard = card;
-  say("schema-text", schema.text);
+/** @param {import("./schema.js").Schema} schema */
+export function startCustomer(schema) {
+  let timer = 0;
+  ({ features } = schema);
+  put("schema-text", schema.text);
   $("fields").append(...features.map(field));
-  $("form").onsubmit = (event) => { event.preventDefault(); predict(true); };
+  $("form").onsubmit = (event) => { event.preventDefault(); clearTimeout(timer); predict(true); };
   $("form").oninput = () => {
-    if (last === null && !running) return; // the first prediction is asked for
+    $("form").dispatchEvent(new Event("checkrange"));
     clearTimeout(timer);
-    timer = setTimeout(() => predict(false), CHANGE_MS);
+    if (last >= 0) timer = setTimeout(predict, CHANGE_MS); // the first prediction is asked for
   };
   $("cancel").onclick = () => running?.abort();
   $("reset").onclick = () => {
-    for (const feature of features) $(`f-${feature.name}`).value = String(feature.example ?? "");
-    if (last !== null) predict(false);
+    for (const { name, example } of features) $(`f-${name}`).value = String(example ?? "");
+    $("form").oninput();
   };
-  $("describe").onclick = () => {
-    const isOn = $("fields").classList.toggle("described");
-    $("describe").setAttribute("aria-pressed", String(isOn));
-  };
-  card().then((found) => found && rangeFields(found)).catch(() => {});
+  readCard().then(addRanges, () => {});
 }
 
-function field(feature) {
-  const id = `f-${feature.name}`;
-  const shared = { id, name: feature.name, "aria-describedby": `h-${id} e-${id}`, autocomplete: "off" };
-  const value = feature.example ?? "";
-  const input = feature.categories.length
-    ? el("select", shared, ...(feature.isRequired ? [] : [el("option", { value: "" }, "")]),
-      ...feature.categories.map((one) => el("option", { selected: String(value) === one }, one)))
-    : el("input", { ...shared, value, ...(feature.type === "category" ? {} : { type: "number", step: "any", inputmode: "decimal" }) });
-  const about = [feature.description, feature.extent && `${feature.extent}.`].filter(Boolean).join(" ");
-  return el("div", { class: "field" }, el("label", { for: id }, feature.title), input,
-    el("p", { class: "hint", id: `h-${id}` }, about), el("p", { class: "bad", id: `e-${id}`, hidden: true }));
+function field({ name, title, description, extent, type, categories, isRequired, example = "" }) {
+  const id = `f-${name}`;
+  const shared = { id, name, "aria-describedby": `h-${id} e-${id}`, autocomplete: "off" };
+  const options = [...(isRequired ? [] : [""]), ...categories].map((one) => el("option", { selected: String(example) === one }, one));
+  const input = categories.length ? el("select", shared, ...options)
+    : el("input", { ...shared, value: example, ...(type !== "category" && { type: "number", step: "any", inputmode: "decimal" }) });
+  return el("div", { class: "field" }, el("label", { for: id }, title), input,
+    el("p", { class: "hint", id: `h-${id}` }, `${description} ${extent}`), el("p", { class: "bad", id: `e-${id}`, hidden: true }));
 }
 
-// Tell the ranges of the training data; a value outside of them is predicted like the nearest one.
-function rangeFields(card) {
-  noun = card.name;
-  $("h-answer").textContent = `Probability of ${noun}`;
+// Tell the ranges of the training data, and mark a value outside of them.
+function addRanges(card) {
+  put("h-answer", `Probability of ${card.name}`);
   for (const { name, minimum, maximum } of card.features) {
     const input = $(`f-${name}`);
-    if (!input || minimum == null || maximum == null) continue;
-    const hint = $(`h-f-${name}`);
-    hint.append(` Training data: ${minimum.toLocaleString("en")} to ${maximum.toLocaleString("en")}.`);
-    const check = () => {
-      const isOutside = input.value !== "" && (input.value < minimum || input.value > maximum);
-      input.closest(".field").classList.toggle("outside", isOutside);
-    };
-    input.addEventListener("input", check);
-    $("reset").addEventListener("click", check);
-    if (input.value === "") input.value = String((minimum + maximum) / 2); // a customer without an example
-    check();
+    if (!input || minimum == null) continue;
+    $(`h-f-${name}`).append(` Training data: ${number(minimum)} to ${number(maximum)}.`);
+    input.value ||= (minimum + maximum) / 2; // a customer without an example
+    $("form").addEventListener("checkrange", () =>
+      input.parentNode.classList.toggle("outside", input.value !== "" && (input.value < minimum || input.value > maximum)));
   }
 }
 
 // The customer of the form; a text that is no number stays a text, so that the API names the fault.
 function readForm() {
-  /** @type {Record<string, any>} */
   const customer = {};
-  for (const feature of features) {
-    const text = $(`f-${feature.name}`).value.trim();
-    if (text === "") continue;
-    const isNumber = feature.type !== "category" && !Number.isNaN(Number(text));
-    customer[feature.name] = feature.isBoolean ? text === "true" : isNumber ? Number(text) : text;
+  for (const { name, type, isBoolean } of features) {
+    const text = $(`f-${name}`).value.trim();
+    const isNumber = type !== "category" && !Number.isNaN(Number(text));
+    if (text) customer[name] = isBoolean ? text === "true" : isNumber ? Number(text) : text;
   }
   return customer;
 }
 
-async function predict(isAsked) {
-  clearTimeout(timer);
+// Predict the customer of the form. After the button the page moves to the fault or to the answer.
+async function predict(isAsked = false) {
   running?.abort();
   const own = (running = new AbortController());
   const customer = readForm();
-  $("view-customer").classList.add("busy");
-  const slow = setTimeout(() => pause("Predicting"), 700);
+  const slow = setTimeout(() => wait("Predicting."), 700);
+  $("answer").classList.add("busy");
   try {
     const started = performance.now();
-    const card = await readCard().catch(() => null);
-    const { prediction, stages } = await request(customer, card?.explains, own);
-    const took = performance.now() - started;
+    const card = await readCard().catch(() => ({}));
+    const { prediction, stages } = await request(customer, card.explains, own.signal);
+    const facts = [["Model version", prediction.model_version], ["Answered in", `${(performance.now() - started).toFixed(0)} ms`], ...stages];
     markFaults([]);
     showAnswer(prediction, card, customer);
-    define("facts", [["Model version", prediction.model_version], ["Answered in", `${took.toFixed(0)} ms`], ...stages]);
-    if (isAsked) moveTo($("h-answer").closest("section"));
+    define("facts", facts);
+    if (isAsked) moveTo($("h-answer").parentNode);
   } catch (error) {
     if (own !== running) return; // a newer prediction has replaced it
     if (own.signal.aborted) say("said", "Cancelled.");
@@ -115,104 +92,91 @@ async function predict(isAsked) {
     clearTimeout(slow);
     if (own === running) {
       running = null;
-      $("view-customer").classList.remove("busy");
+      $("answer").classList.remove("busy");
       show("waiting", false);
     }
   }
 }
 
-// Send the customer; wait a second in the request, and then for the id, which a cancelled prediction needs.
-async function request(customer, hasReasons, { signal }) {
-  const options = { signal, onPause: retrying };
-  const headers = { "Content-Type": "application/json", Prefer: "wait=1", "Cancel-After": String(EXPIRE_S) };
+// Send the customer. The request waits a second, and then for the id, by which a prediction can be cancelled.
+async function request(customer, hasReasons, signal) {
+  const options = { signal, onPause: (reason, seconds) => wait(`${reason} Trying again${seconds ? ` in ${seconds} s` : ""}.`) };
+  const headers = { "Content-Type": "application/json", Prefer: "wait=1", "Cancel-After": "300" };
   let response = await send(`churn/predict${hasReasons ? "?explain=true" : ""}`, { ...options, method: "POST", headers, body: JSON.stringify(customer) });
-  let id = "";
-  signal.addEventListener("abort", () => {
-    if (id) send(`churn/result/${id}`, { method: "DELETE", isQuiet: true }).catch(() => {});
-  });
-  while (response.status === 202) {
-    id = (await response.json()).task_id;
-    signal.throwIfAborted();
-    pause(`The prediction waits in the queue.${await queueText()}`);
-    response = await send(`churn/result/${id}`, { ...options, headers: { Prefer: "wait=5" } });
+  if (response.status === 202) {
+    const path = `churn/result/${(await response.json()).task_id}`;
+    try {
+      while (response.status === 202) {
+        wait(`The prediction waits in the queue.${await queueText()}`);
+        response = await send(path, { ...options, headers: { Prefer: "wait=5" } });
+      }
+    } finally {
+      if (signal.aborted) send(path, { method: "DELETE", isQuiet: true }).catch(() => {});
+    }
   }
-  id = "";
-  const stages = (response.headers.get("Server-Timing") ?? "").split(",").flatMap((part) => {
-    const [name, ...parameters] = part.trim().split(";");
-    const of = (key) => parameters.find((one) => one.startsWith(`${key}=`))?.slice(key.length + 1).replaceAll('"', "");
-    return of("dur") ? [/** @type {[string, string]} */ ([of("desc") ?? name, `${Number(of("dur")).toFixed(1)} ms`])] : [];
-  });
+  const stages = [...(response.headers.get("Server-Timing") ?? "").matchAll(/([\w-]+);[^,]*?dur=([\d.]+)/g)].map(([, name, ms]) => [name, `${Number(ms).toFixed(1)} ms`]);
   return { prediction: await response.json(), stages };
 }
 
 async function queueText() {
   try {
     const { messages, workers } = await (await fetch("readyz", { cache: "no-store" })).json();
-    const able = Object.values(workers).filter((worker) => worker.model === "loaded").length;
-    return ` Messages before or with it: ${messages.churn ?? "unknown"}; workers that can predict: ${able}.`;
+    const able = Object.values(workers).filter(({ model }) => model === "loaded").length;
+    return ` Messages before or with it: ${messages.churn}; workers that can predict: ${able}.`;
   } catch {
     return "";
   }
 }
 
-function pause(text) {
+function wait(text) {
   show("waiting", true);
-  if ($("waiting-text").textContent !== text) $("waiting-text").textContent = text;
+  put("waiting-text", text);
 }
 
-function retrying(reason, seconds) {
-  pause(seconds ? `${reason} Trying again in ${seconds} s.` : "Trying again.");
-}
-
-function showAnswer({ probability, reasons }, card, customer) {
+function showAnswer({ probability, reasons }, { name, threshold }, customer) {
   const shown = percent(probability);
-  const isOver = card?.threshold != null && probability >= card.threshold;
-  const verdict = card?.threshold == null ? ""
-    : `${isOver ? "Counts" : "Does not count"} as ${card.name}: ${isOver ? "at or above" : "below"} the threshold of ${percent(card.threshold)}`;
+  const isOver = probability >= threshold;
+  const verdict = threshold == null ? ""
+    : `${isOver ? "Counts" : "Does not count"} as ${name}: ${isOver ? "at or above" : "below"} the threshold of ${percent(threshold)}`;
   show("empty", false);
   show("answer", true);
-  $("probability").textContent = shown;
-  $("brief").textContent = shown;
-  $("verdict").textContent = verdict;
+  put("probability", shown);
+  put("brief", shown);
+  put("verdict", verdict);
   $("verdict").classList.toggle("over", isOver);
-  $("change").textContent = last === null || last === probability ? "" : `It was ${percent(last)}.`;
+  put("change", last < 0 || last === probability ? "" : `It was ${percent(last)}.`);
   say("said", `Probability ${shown}. ${verdict}`);
   last = probability;
   show("reasons", reasons);
-  const byName = new Map(features.map((feature) => [feature.name, feature]));
-  const value = (one) => (typeof one === "number" ? one.toLocaleString("en") : String(one ?? ""));
+  const value = (one) => (typeof one === "number" ? number(one) : String(one ?? ""));
   if (reasons) {
-    drawReasons($("steps"), reasons, probability, card?.threshold,
-      (name) => [byName.get(name)?.title ?? name, value(customer[name])]);
+    drawReasons($("steps"), reasons, probability, threshold,
+      (feature) => [features.find((one) => one.name === feature)?.title ?? feature, value(customer[feature])]);
   }
 }
 
-function explain(problem, isAsked) {
-  const others = markFaults(problem.body.errors ?? []);
-  const text = problem.body.errors && !others.length ? "Correct the marked fields." : [problem.message, ...others].join(" ");
+function explain({ message, body: { errors = [] } }, isAsked) {
+  const others = markFaults(errors);
+  const text = errors.length > others.length ? "Correct the marked fields." : [message, ...others].join(" ");
   say("said", text);
-  show("answer", false);
   say("empty", text);
-  const first = document.querySelector("#fields [aria-invalid]");
-  if (isAsked && first instanceof HTMLElement) first.focus();
+  show("answer", false);
+  if (isAsked) $("fields").querySelector("[aria-invalid]")?.focus();
 }
 
-// Show each fault at its field; return those that belong to none.
+// Show each fault at its field; return the messages of those that belong to none.
 function markFaults(faults) {
-  const byName = new Map(faults.map((fault) => [fault.pointer.split("/")[1], fault.message]));
+  const messages = new Map(faults.map(({ pointer, message }) => [pointer.split("/")[1], message]));
   for (const { name } of features) {
-    const message = byName.get(name) ?? "";
-    say(`e-f-${name}`, message);
-    if (message) $(`f-${name}`).setAttribute("aria-invalid", "true");
+    say(`e-f-${name}`, messages.get(name) ?? "");
+    if (messages.delete(name)) $(`f-${name}`).setAttribute("aria-invalid", "true");
     else $(`f-${name}`).removeAttribute("aria-invalid");
-    byName.delete(name);
   }
-  return [...byName.values()];
+  return [...messages.values()];
 }
 
-// Scroll to an element if it is out of sight, as on a phone.
+// Scroll to an element that is out of sight, as on a phone.
 function moveTo(element) {
-  const { top, bottom } = element.getBoundingClientRect();
   const isCalm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  if (top > innerHeight - 120 || bottom < 120) element.scrollIntoView({ behavior: isCalm ? "auto" : "smooth", block: "start" });
+  if (element.getBoundingClientRect().top > innerHeight - 120) element.scrollIntoView({ behavior: isCalm ? "auto" : "smooth" });
 }

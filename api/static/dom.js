@@ -3,25 +3,15 @@
 /** @param {string} id @returns {any} */
 export const $ = (id) => document.getElementById(id);
 
-/**
- * Create an HTML element.
- * @param {string} tag
- * @param {Record<string, any>} [attributes] null and false are left out
- * @param {...(Node | string)} children
- * @returns {any}
- */
-export function el(tag, attributes = {}, ...children) {
-  return fill(document.createElement(tag), attributes, children);
-}
+/** Create an HTML element; attributes of null and false are left out. @param {string} tag @param {object} [attributes] @param {...(Node | string)} children @returns {any} */
+export const el = (tag, attributes = {}, ...children) => fill(document.createElement(tag), attributes, children);
 
-/** Create an SVG element. @param {string} tag @param {Record<string, any>} attributes @param {...Node} children */
-export function svg(tag, attributes, ...children) {
-  return fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
-}
+/** Create an SVG element. @param {string} tag @param {object} attributes @param {...(Node | string)} children */
+export const svg = (tag, attributes, ...children) => fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
 
 function fill(node, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
-    if (value != null && value !== false) node.setAttribute(name, value === true ? "" : String(value));
+    if (value != null && value !== false) node.setAttribute(name, value === true ? "" : value);
   }
   node.append(...children);
   return node;
@@ -30,38 +20,28 @@ function fill(node, attributes, children) {
 /** Show or hide an element. @param {string} id @param {unknown} isShown */
 export const show = (id, isShown) => { $(id).hidden = !isShown; };
 
+/** Set the text of an element; an equal text is not said again by a screen reader. @param {string} id @param {string} text */
+export const put = (id, text) => { if ($(id).textContent !== text) $(id).textContent = text; };
+
 /** Set the text of an element, and show it if there is a text. @param {string} id @param {string} text */
 export function say(id, text) {
-  if ($(id).textContent !== text) $(id).textContent = text;
+  put(id, text);
   show(id, text);
 }
 
-/** Replace a definition list. @param {string} id @param {Iterable<[string, string | Node, string?]>} entries */
-export function define(id, entries) {
-  $(id).replaceChildren(...Array.from(entries, ([term, value, note]) =>
-    el("div", {}, el("dt", {}, term), el("dd", {}, value), ...(note ? [el("dd", { class: "note" }, note)] : []))));
-}
+/** Replace a list of terms, values and notes. @param {string} id @param {any[][]} entries */
+export const define = (id, entries) => $(id).replaceChildren(...entries.map(([term, value, note]) =>
+  el("div", {}, el("dt", {}, term), el("dd", {}, value), ...(note ? [el("dd", { class: "note" }, note)] : []))));
 
-/**
- * Replace a table.
- * @param {string} id
- * @param {string[]} head
- * @param {(string | Node)[][]} rows
- * @param {string} [caption] for screen readers
- */
-export function tabulate(id, head, rows, caption = "") {
-  const cell = (one) => el("td", {}, one);
-  $(id).replaceChildren(
-    el("caption", { class: "sr" }, caption),
-    el("thead", {}, el("tr", {}, ...head.map((one) => el("th", { scope: "col" }, one)))),
-    el("tbody", {}, ...rows.map((row) => el("tr", {}, ...row.map(cell)))));
-}
+/** Replace the content of a table. @param {string} id @param {string[]} head @param {string[][]} rows */
+export const tabulate = (id, head, rows) => $(id).replaceChildren(
+  el("thead", {}, el("tr", {}, ...head.map((one) => (one ? el("th", { scope: "col" }, one) : el("td"))))),
+  el("tbody", {}, ...rows.map((row) => el("tr", {}, ...row.map((one) => el("td", {}, one))))));
 
 const whole = new Intl.NumberFormat("en");
 
-/** 12,345 or 0.061 @param {number} value */
-export const number = (value, digits = 6) =>
-  Number.isInteger(value) ? whole.format(value) : String(Number(value.toPrecision(digits)));
+/** 12,345 or 0.061 @param {number} value @param {number} [digits] */
+export const number = (value, digits = 6) => (Number.isInteger(value) ? whole.format(value) : String(Number(value.toPrecision(digits))));
 
 /** 0.025 %, 16.4 %, 99.962 %: as many digits as the distance from 0 or 1 needs. @param {number} p */
 export function percent(p) {
@@ -72,12 +52,3 @@ export function percent(p) {
 
 /** "1 row", "2 rows" @param {number} count @param {string} noun */
 export const counted = (count, noun) => `${whole.format(count)} ${noun}${count === 1 ? "" : "s"}`;
-
-/** "Total Trans Ct" @param {string} name */
-export const spaced = (name) => name.replaceAll("_", " ");
-
-/** @param {number} p */
-export const logOdds = (p) => Math.log(p / (1 - p));
-
-/** @param {number} x */
-export const fromLogOdds = (x) => 1 / (1 + Math.exp(-x));

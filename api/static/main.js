@@ -1,12 +1,13 @@
 // The page: its views by the end of the address, and the start of each part.
 
-import { startBatch } from "./batch.js";
 import { startCustomer } from "./customer.js";
-import { $, say, show } from "./dom.js";
+import { put, say, show } from "./dom.js";
 import { loadSchema } from "./schema.js";
-import { readCard, startService } from "./service.js";
+import { startService } from "./service.js";
 
 const VIEWS = ["customer", "file", "service"];
+
+let startBatch = null; // once the schema is there
 
 function route() {
   const [name] = location.hash.slice(1).split("/");
@@ -17,18 +18,27 @@ function route() {
     if (link.getAttribute("href") === `#${view}`) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
+  if (view === "file") loadBatch();
+}
+
+// The code for files is loaded when it is needed.
+function loadBatch() {
+  startBatch?.();
+  startBatch = null;
 }
 
 addEventListener("hashchange", route);
+addEventListener("dragenter", loadBatch);
 route();
 try {
   const schema = await loadSchema();
   document.title = schema.title;
-  $("title").textContent = schema.title;
-  $("about").textContent = `${schema.title} ${schema.version}`;
+  put("title", schema.title);
+  put("about", `${schema.title} ${schema.version}`);
   startService(schema);
-  startCustomer(schema, readCard);
-  startBatch(schema, readCard);
+  startCustomer(schema);
+  startBatch = async () => (await import("./batch.js")).startBatch(schema);
+  route();
 } catch {
   say("fault", "The API does not answer. Start it, and reload this page.");
 }

@@ -1,19 +1,17 @@
 // The service, live: its parts, workers and queues every two seconds; and the card of its model.
 
 import { drawSpark } from "./charts.js";
-import { $, counted, define, el, number, percent, say, show, spaced, tabulate } from "./dom.js";
+import { $, counted, define, el, number, percent, put, tabulate } from "./dom.js";
 import { send } from "./http.js";
 
 const EVERY_MS = 2000;
 const KEPT = 150; // values of the chart: five minutes
+const QUEUES = { churn: "Messages of predictions", "churn.batch": "Messages of batches" };
 
 /** @type {Promise<any> | null} */
 let card = null;
-/** @type {string} */
-let cardVersions = "";
-/** @type {any} the schema of GET /churn/queue, if this API has it */
-let queue = null;
-/** @type {number[]} */
+let versions = "";
+let queue = null; // the schema of GET /churn/queue, if this API has it
 const waiting = [];
 
 /** The card of the model; asked again after a failure. @returns {Promise<any>} */
@@ -24,105 +22,92 @@ export function readCard() {
 
 /** @param {import("./schema.js").Schema} schema */
 export function startService(schema) {
-  queue = schema.queue;
+  ({ queue } = schema);
+  addEventListener("hashchange", refreshCard);
+  refreshCard();
   poll();
-  addEventListener("hashchange", () => { if (location.hash === "#service") readCard().then(showCard).catch(explainCard); });
-  if (location.hash === "#service") readCard().then(showCard).catch(explainCard);
+}
+
+function refreshCard() {
+  if (location.hash === "#service") readCard().then(showCard, ({ message }) => $("card").replaceChildren(el("h2", {}, "The model"), el("p", {}, message)));
 }
 
 // Ask for the state of each part, and again two seconds later; not while the tab is hidden.
 async function poll() {
   if (!document.hidden) {
     try {
-      const response = await fetch("readyz", { cache: "no-store" });
-      await showState(await response.json());
+      await showState(await (await fetch("readyz", { cache: "no-store" })).json());
     } catch {
-      setState("bad", "No answer");
-      say("ready-text", "The API does not answer. This page asks again every two seconds.");
+      setState("bad", "No answer", "The API does not answer. The page asks again every two seconds.");
     }
   }
   setTimeout(poll, EVERY_MS);
 }
 
-function setState(kind, text) {
+function setState(kind, state, text) {
   $("state").className = `pill ${kind}`;
-  if ($("state-text").textContent !== text) $("state-text").textContent = text;
+  put("state-text", state);
+  put("ready-text", text);
 }
 
 async function showState({ status, detail, broker, result_store, subscription, submissions, workers, messages, warnings }) {
   const isReady = status === "ready";
-  setState(isReady ? "good" : "bad", isReady ? "Ready" : "Not ready");
-  const versions = JSON.stringify(Object.values(workers ?? {}).map((one) => one.detail).sort());
-  if (versions !== cardVersions) { cardVersions = versions; card = null; if (location.hash === "#service") readCard().then(showCard).catch(explainCard); }
-  if ($("view-service").hidden && !isReady) return;
-  say("ready-text", [isReady ? "Ready: a prediction that is sent now is computed." : detail, ...(warnings ?? [])].join(" "));
-  const all = Object.entries(workers ?? {});
-  const able = all.filter(([, worker]) => worker.model === "loaded").length;
-  const backlog = queue ? await readQueue() : null;
-  /** @type {[string, string][]} */
-  const parts = [["Broker", broker], ["Result store", result_store], ["Completions", subscription], ["Last submission", submissions],
-    ["Workers that can predict", `${able} of ${all.length}`]];
-  const names = /** @type {Record<string, string>} */ ({ churn: "Messages of predictions", "churn.batch": "Messages of batches" });
-  for (const [name, count] of Object.entries(messages ?? {})) parts.push([names[name] ?? name, number(Number(count))]);
-  define("parts", [...parts, ...(backlog?.entries ?? [])]);
-  waiting.push(backlog?.waiting ?? Object.values(messages ?? {}).reduce((sum, one) => sum + one, 0));
+  setState(isReady ? "good" : "bad", isReady ? "Ready" : "Not ready", [isReady ? "Ready: a prediction that is sent now is computed." : detail, ...warnings].join(" "));
+  const all = Object.entries(workers);
+  const found = all.map(([, worker]) => worker.detail).sort().join();
+  if (found !== versions) { // another model, or the first worker
+    versions = found;
+    card = null;
+    refreshCard();
+  }
+  const backlog = queue && await readQueue();
+  const able = all.filter(([, { model }]) => model === "loaded").length;
+  define("parts", [["Broker", broker], ["Result store", result_store], ["Completions", subscription], ["Last submission", submissions],
+    ["Workers that can predict", `${able} of ${all.length}`],
+    ...Object.entries(messages).map(([name, count]) => [QUEUES[name] ?? name, number(count)]), ...(backlog?.entries ?? [])]);
+  waiting.push(backlog?.waiting ?? Object.values(messages).reduce((sum, one) => sum + one, 0));
   waiting.splice(0, waiting.length - KEPT);
   drawSpark($("spark"), waiting, KEPT);
-  $("spark-title").textContent = backlog?.waiting == null ? "Messages waiting" : "Customers waiting";
-  say("spark-text", `Now ${number(waiting[waiting.length - 1])}, at most ${number(Math.max(...waiting))} in the last five minutes`);
-  tabulate("workers", ["Worker", "Model", "Version or reason", "Queues"], all.map(([name, worker]) =>
-    [name, worker.model, worker.detail, (worker.queues ?? []).join(", ")]), "Workers");
+  put("spark-title", backlog?.waiting == null ? "Messages waiting" : "Customers waiting");
+  put("spark-text", `Now ${number(waiting.at(-1))}, at most ${number(Math.max(...waiting))} in the last five minutes`);
+  tabulate("workers", ["Worker", "Model", "Version or reason", "Queues"], all.map(([name, worker]) => [name, worker.model, worker.detail, (worker.queues ?? []).join(", ")]));
 }
 
-// Read GET /churn/queue by its schema: each number with the title that the API gives it.
+// Read GET /churn/queue by its schema: each number with the title that the API gives it. Without a key there is none.
 async function readQueue() {
   try {
     const values = await (await send("churn/queue", { isQuiet: true })).json();
     const numbers = Object.entries(values).filter(([, value]) => typeof value === "number");
-    const entries = numbers.map(([name, value]) => /** @type {[string, string]} */ ([queue.properties?.[name]?.title ?? spaced(name), number(value, 3)]));
-    return { entries, waiting: numbers.find(([name]) => name.includes("waiting"))?.[1] };
+    return {
+      entries: numbers.map(([name, value]) => [queue.properties?.[name]?.title ?? name, number(value, 3)]),
+      waiting: numbers.find(([name]) => name.includes("waiting"))?.[1],
+    };
   } catch {
-    return null; // without a key, or the store is away: /readyz says so
+    return null;
   }
 }
 
-function explainCard(error) {
-  $("card").replaceChildren(el("h2", {}, "The model"), el("p", { class: "quiet" }, error.message));
-}
-
-function showCard(model) {
-  const has = (part, make) => (part ? make() : []);
-  const list = (id) => el("dl", { class: "tiles", id });
-  const table = (id, name) =>
-    el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": name }, el("table", { id }));
-  $("card").replaceChildren(
-    el("h2", {}, `The model: ${model.name}`),
-    ...has(model.description, () => [el("p", {}, model.description)]),
-    list("card-facts"),
-    ...has(model.intended_use, () => [el("h3", {}, "Intended use"), el("p", {}, model.intended_use)]),
-    ...has(model.limits, () => [el("h3", {}, "Limits"), el("ul", {}, ...model.limits.map((one) => el("li", {}, one)))]),
-    ...has(model.scores, () => [el("h3", {}, "Scores on rows that the training did not see"), list("card-scores")]),
-    ...has(model.calibration, () => [el("h3", {}, "Calibration"), list("card-calibration")]),
-    ...has(model.features.length, () => [el("h3", {}, "Features in the training data"), table("card-features", "Features")]),
-    ...has(model.in_use.length > 1, () => [el("h3", {}, "Versions in use"), table("card-versions", "Versions")]));
-  const training = model.training ?? {};
-  define("card-facts", /** @type {[string, string][]} */ ([["Version", model.version], ["Trained on", model.created],
-    ["Rows", training.rows && number(training.rows)], ["Threshold", model.threshold != null && percent(model.threshold)],
-    ["Workers", counted(model.in_use[0].workers, "worker")], ["Gives reasons", model.explains == null ? "" : model.explains ? "yes" : "no"]]
-    .filter(([, value]) => value)));
-  if (model.scores) {
-    define("card-scores", Object.entries(model.scores).map(([name, value]) => [spaced(name), value.toFixed(3),
-      model.spread?.mean[name] == null ? undefined : `other splits: ${model.spread.mean[name].toFixed(3)} ± ${model.spread.deviation[name].toFixed(3)}`]));
+function showCard({ name, version, created, description, intended_use, limits, training, threshold, explains, in_use, scores = {}, spread, calibration = {}, features }) {
+  const title = (text) => text.replaceAll("_", " ");
+  const part = (heading, isKnown, ...nodes) => (isKnown ? [el("h3", {}, heading), ...nodes] : []);
+  const tiles = (id) => el("dl", { class: "tiles", id });
+  $("card").replaceChildren(el("h2", {}, `The model: ${name}`), el("p", {}, description ?? ""), tiles("card-facts"),
+    ...part("Intended use", intended_use, el("p", {}, intended_use)),
+    ...part("Limits", limits, el("ul", {}, ...(limits ?? []).map((one) => el("li", {}, one)))),
+    ...part("Scores on rows that the training did not see", Object.keys(scores)[0], tiles("card-scores")),
+    ...part("Calibration", Object.keys(calibration)[0], tiles("card-calibration")),
+    ...part("Features in the training data", features[0], el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Features" }, el("table", { id: "card-features" }))));
+  const workers = in_use.map((one) => `${counted(one.workers, "worker")}${in_use[1] ? ` with ${one.version}` : ""}`).join(", ");
+  define("card-facts", [["Version", version], ["In use", workers], ["Trained on", created], ["Rows", training?.rows && number(training.rows)],
+    ["Threshold", threshold != null && percent(threshold)], ["Gives reasons", explains ? "yes" : "no"]].filter(([, value]) => value));
+  const digits = (value) => value.toFixed(3);
+  if ($("card-scores")) {
+    define("card-scores", Object.entries(scores).map(([one, value]) =>
+      [title(one), digits(value), spread?.mean[one] && `other splits: ${digits(spread.mean[one])} ± ${digits(spread.deviation[one])}`]));
   }
-  if (model.calibration) {
-    define("card-calibration", Object.entries(model.calibration).map(([name, value]) => [spaced(name), typeof value === "number" ? number(value, 3) : value]));
+  if ($("card-calibration")) define("card-calibration", Object.entries(calibration).map(([one, value]) => [title(one), typeof value === "number" ? number(value, 3) : value]));
+  if (features[0]) {
+    tabulate("card-features", ["Feature", "Type", "Values"], features.map((one) =>
+      [one.name, one.type, one.categories?.join(", ") ?? (one.minimum == null ? "" : `${number(one.minimum)} to ${number(one.maximum)}`)]));
   }
-  if (model.features.length) {
-    tabulate("card-features", ["Feature", "Type", "Values"], model.features.map((one) =>
-      [one.name, one.type, one.categories?.join(", ") ?? (one.minimum == null ? "" : `${number(one.minimum)} to ${number(one.maximum)}`)]), "Features");
-  }
-  if (model.in_use.length > 1) {
-    tabulate("card-versions", ["Version", "Workers"], model.in_use.map((one) => [one.version, number(one.workers)]), "Versions in use");
-  }
-  show("card", true);
 }

@@ -63,15 +63,17 @@ def predict(page: Page) -> None:
 def choose(page: Page, path: Path) -> None:
     """Choose a file among many customers, and wait until it is read."""
     page.get_by_role("link", name="Many customers").click()
+    page.locator("#drop").wait_for()
     page.locator("#file").set_input_files(path)
     page.locator("#score:enabled").wait_for()
 
 
 def scored(page: Page, folder: Path) -> list[dict[str, str]]:
     """Download the scored file, and return its rows."""
-    page.locator("#download").wait_for()
+    link = page.get_by_role("link", name="Download the scored file")
+    link.wait_for()
     with page.expect_download() as download:
-        page.locator("#download").click()
+        link.click()
     download.value.save_as(folder / "scored.csv")
     with (folder / "scored.csv").open(newline="") as file:
         return list(csv.DictReader(file))
