@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from fastapi import FastAPI, Response
-from fastapi.responses import FileResponse
+from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.types import Scope
 
@@ -25,8 +25,10 @@ class _Assets(StaticFiles):
 def add_page(app: FastAPI) -> None:
     """Serve the page and its assets; their routes come last, so that they cost no other request anything."""
 
+    document = (_FILES / "index.html").read_text()
+
     @app.get("/", include_in_schema=False)
-    async def page() -> FileResponse:
-        return FileResponse(_FILES / "index.html", headers=_HEADERS)
+    async def page() -> HTMLResponse:
+        return HTMLResponse(document, headers=_HEADERS)
 
     app.mount("/static", _Assets(directory=_FILES))
