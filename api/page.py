@@ -24,7 +24,6 @@ class _Assets(StaticFiles):
 
 def add_page(app: FastAPI) -> None:
     """Serve the page and its assets; their routes come last, so that they cost no other request anything."""
-
     document = (_FILES / "index.html").read_text()
 
     @app.get("/", include_in_schema=False)

@@ -125,7 +125,9 @@ def test_a_running_process_is_alive() -> None:
     assert (get("/livez").status, get("/livez").json()) == (200, {"status": "alive"})
 
 
-@pytest.mark.parametrize("path", ["/docs/assets/../../churn/model", "/static/../churn/model", "//docs", "/docs/../churn/model", "/livez/"])
+@pytest.mark.parametrize(
+    "path", ["/docs/assets/../../churn/model", "/static/../churn/model", "//docs", "/docs/../churn/model", "/livez/"]
+)
 def test_no_path_avoids_the_key(path: str) -> None:
     guarded = APIKeyMiddleware(app, [b"no digest"])
     assert call(guarded, "GET", path).status in (401, 404)

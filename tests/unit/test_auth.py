@@ -64,7 +64,7 @@ def as_caller(key: str | None, action: Callable[[], str]) -> str:
         "Bearer \xff",
     ],
 )
-@pytest.mark.parametrize("path", ["/churn/predict", "/churn/result/1", "/nowhere", "/static", "/docs/assets", "/livez/"])
+@pytest.mark.parametrize("path", ["/churn/predict", "/churn/result/1", "/x", "/static", "/docs/assets", "/livez/"])
 def test_a_request_without_a_valid_key_is_401(path: str, authorization: str | None) -> None:
     headers = {} if authorization is None else {"authorization": authorization}
     response = call(app_that_returns(lambda _: "secret"), "GET", path, headers=headers)
