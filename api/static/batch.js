@@ -273,7 +273,7 @@ function setThreshold(threshold) {
   const [part, whole] = [sums[low], sums[sorted.length]];
   define("share", [
     ["At or above", number(low), `${percent(low / (sorted.length || 1))} of all rows`],
-    [`Expected cases of ${noun}`, number(Math.round(part)), low ? `${percent(part / low)} of them, if the model is calibrated` : ""],
+    [`Expected cases${noun && ` of ${noun}`}`, number(Math.round(part)), low ? `${percent(part / low)} of them, if the model is calibrated` : ""],
     ["Share of all expected cases", percent(part / (whole || 1)), `of ${number(Math.round(whole))}`]]);
 }
 

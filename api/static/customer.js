@@ -85,7 +85,7 @@ async function predict(isAsked = false) {
     if (isAsked) moveTo($("h-answer").parentNode);
   } catch (error) {
     if (own !== running) return; // a newer prediction has replaced it
-    if (own.signal.aborted) say("said", "Cancelled.");
+    if (own.signal.aborted) for (const id of ["said", "empty"]) say(id, "Cancelled.");
     else if (error instanceof Problem) explain(error, isAsked);
     else throw error;
   } finally {

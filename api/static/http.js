@@ -97,7 +97,7 @@ export function uploader(onProgress) {
         const after = request.getResponseHeader("Retry-After");
         resolve(new Response(request.responseText, { status: request.status, headers: after ? { "Retry-After": after } : {} }));
       };
-      request.onerror = () => reject(new TypeError("no connection"));
+      request.onerror = () => reject(new Error("The connection was lost while the file was sent. Try again, with fewer rows if it is lost again."));
       request.onabort = () => reject(signal.reason);
       signal.addEventListener("abort", () => request.abort());
       request.send(body);

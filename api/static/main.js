@@ -3,7 +3,7 @@
 import { startCustomer } from "./customer.js";
 import { put, say, show } from "./dom.js";
 import { loadSchema } from "./schema.js";
-import { startService } from "./service.js";
+import { readCard, startService } from "./service.js";
 
 const VIEWS = ["customer", "file", "service"];
 
@@ -21,6 +21,11 @@ function route() {
   if (view === "file") loadBatch();
 }
 
+function setTitle(title) {
+  document.title = title;
+  put("title", title);
+}
+
 // The code for files is loaded when it is needed.
 function loadBatch() {
   startBatch?.();
@@ -32,13 +37,13 @@ addEventListener("dragenter", loadBatch);
 route();
 try {
   const schema = await loadSchema();
-  document.title = schema.title;
-  put("title", schema.title);
+  setTitle(schema.title);
   put("about", `${schema.title} ${schema.version}`);
   startService(schema);
   startCustomer(schema);
   startBatch = async () => (await import("./batch.js")).startBatch(schema);
   route();
+  readCard().then(({ name }) => setTitle(`${name[0].toUpperCase()}${name.slice(1)} predictions`), () => {});
 } catch {
   say("fault", "The API does not answer. Start it, and reload this page.");
 }

@@ -56,8 +56,8 @@ async function showState({ status, detail, broker, result_store, subscription, s
   const all = Object.entries(workers);
   const found = all.map(([, worker]) => worker.detail).sort().join();
   if (found !== versions) { // another model, or the first worker
+    if (versions) card = null;
     versions = found;
-    card = null;
     refreshCard();
   }
   const backlog = queue && await readQueue();
