@@ -3,7 +3,7 @@
 import { drawHistogram } from "./charts.js";
 import { asText, csvLine, hasComma, readRows, readTable, sentCell, similar } from "./csv.js";
 import { $, counted, define, number, percent, put, say, show, tabulate } from "./dom.js";
-import { Problem, send, sleep, uploader } from "./http.js";
+import { letDraw, Problem, send, sleep, uploader } from "./http.js";
 import { readCard } from "./service.js";
 
 /** @typedef {{id: string, name: string, rows: number, refused: number, listed: any[]}} Batch `rows` are those sent */
@@ -226,11 +226,15 @@ async function follow(signal) {
   progress("Fetching the results");
   const { body } = await send(`churn/batches/${id}/results`, { headers: { Accept: "application/x-ndjson" }, signal, onPause });
   const stream = body.pipeThrough(new TextDecoderStream()).getReader();
-  for (let rest = "", isLast = false; !isLast; await sleep(0)) { // the page draws and answers meanwhile
+  for (let rest = "", isLast = false; !isLast; ) {
     const { done, value = "" } = await stream.read();
     const lines = (rest + value).split("\n");
     rest = lines.pop() ?? "";
-    for (const { row, probability, error } of lines.map((line) => JSON.parse(line))) results[row] = error ?? probability;
+    for (const [at, line] of lines.entries()) {
+      const { row, probability, error } = JSON.parse(line);
+      results[row] = error ?? probability;
+      if (at % 1000 === 0) await letDraw();
+    }
     isLast = done;
   }
   await summarise();

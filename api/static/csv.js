@@ -1,8 +1,11 @@
 // CSV as spreadsheets write it: its dialect, its columns, and its rows as a stream. The rules are those of the API.
 
+import { letDraw } from "./http.js";
+
 /** @typedef {{file: File, encoding: string, hasMark: boolean, hasSeparatorLine: boolean, delimiter: string, header: string[], places: Map<string, number>}} Table */
 
 const START_BYTES = 65536;
+const STEP = 32768; // characters that are split at once
 const LONGEST_ROW = 65536; // characters
 const LONGEST_CELL = 1000; // that is sent; no feature has as many
 const COMMA = /^[+-]?\d+,\d+(e[+-]?\d+)?$/i;
@@ -49,15 +52,18 @@ export async function* readRows({ file, encoding, delimiter, header, hasSeparato
     } catch {
       throw new Error(`The file is not ${encoding.toUpperCase()} near line ${reader.line}: save it as CSV UTF-8.`);
     }
-    const rows = reader.push(text, done).filter(({ cells }) => !isBlank(cells));
-    toSkip -= rows.splice(0, toSkip).length;
-    for (const { line, cells } of rows) {
-      if (!isBlank(cells.splice(header.length))) {
-        throw new Error(`Line ${line} has more cells than the header: put a cell that contains the delimiter into double quotes.`);
+    for (let at = 0; at < text.length || (done && !at); at += STEP) {
+      const rows = reader.push(text.slice(at, at + STEP), done && at + STEP >= text.length).filter(({ cells }) => !isBlank(cells));
+      toSkip -= rows.splice(0, toSkip).length;
+      for (const { line, cells } of rows) {
+        if (!isBlank(cells.splice(header.length))) {
+          throw new Error(`Line ${line} has more cells than the header: put a cell that contains the delimiter into double quotes.`);
+        }
+        while (cells.length < header.length) cells.push("");
       }
-      while (cells.length < header.length) cells.push("");
+      yield rows;
+      await letDraw();
     }
-    yield rows;
   }
 }
 

@@ -72,6 +72,15 @@ export function sleep(seconds, signal) {
   });
 }
 
+let drawnAt = 0;
+
+/** Let the page draw and answer, if the last time is long ago. */
+export async function letDraw() {
+  if (performance.now() - drawnAt < 30) return;
+  await sleep(0);
+  drawnAt = performance.now();
+}
+
 // Ask for the key once, for all requests that wait for it.
 function askKey(problem) {
   asking ??= /** @type {Promise<void>} */ (new Promise((resolve, reject) => {
