@@ -25,7 +25,7 @@ export async function loadSchema() {
       title: one.title ?? name,
       description: one.description ?? "",
       type: categories.length || one.type === "string" ? "category" : one.type,
-      extent: low != null && high != null ? `${low.toLocaleString("en")} to ${high.toLocaleString("en")}` : "",
+      extent: low != null && high != null ? `${low.toLocaleString("en")} to ${high.toLocaleString("en")}.` : "",
       isRequired: (customer.required ?? []).includes(name),
       example: examples[name] ?? one.examples?.[0] ?? one.default,
     };

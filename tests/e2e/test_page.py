@@ -13,12 +13,13 @@ import pytest
 import requests
 from playwright.sync_api import Browser, Page
 
-from tests.conftest import skip
+from tests.conftest import DATA, skip
 from tests.harness.browser import CHROMIUM, install_axe, opened_page, running_browser, text, violations
 from tests.harness.customers import as_csv
 from tests.harness.processes import ROOT, until
 from tests.harness.servers import Servers
 from tests.harness.service import Service, running_api, running_service
+from tests.harness.synthetic_customers import as_json_rows, make_table
 
 pytestmark = pytest.mark.parametrize("servers", ["valkey"], indirect=True)
 
@@ -394,7 +395,7 @@ def test_no_width_overflows_and_axe_finds_no_violation(
     browser: Browser, service: Service, customer: dict[str, Any], tmp_path: Path, scheme: Any
 ) -> None:
     axe = install_axe(tmp_path)
-    path = write(tmp_path, [{**customer, "Total_Trans_Ct": count} for count in range(10, 100)])
+    path = DATA if DATA.exists() else write(tmp_path, as_json_rows(make_table()))
     PICTURES.mkdir(parents=True, exist_ok=True)
     with opened_page(browser, f"{service.url}/", color_scheme=scheme, reduced_motion="reduce") as page:
         for view in ("customer", "file", "service"):

@@ -27,7 +27,7 @@ def running_browser() -> Iterator[Browser]:
 def opened_page(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
     """Open an address in a new profile; at the end require no error, no warning, and no request to another host."""
     faults: list[str] = []
-    origin = url.removesuffix("/docs")
+    host = url.removesuffix("/docs")
     context = browser.new_context(**options)
     page = context.new_page()
     # Chromium writes a line for each response from 400 on and each lost connection; no page can prevent that.
@@ -36,7 +36,7 @@ def opened_page(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
         lambda message: faults.append(message.text) if "Failed to load resource" not in message.text else None,
     )
     page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on("request", lambda request: None if request.url.startswith(("blob:", origin)) else faults.append(request.url))
+    page.on("request", lambda request: None if request.url.startswith(("blob:", host)) else faults.append(request.url))
     try:
         page.goto(url)
         yield page
