@@ -3,7 +3,7 @@
 import { drawReasons } from "./charts.js";
 import { $, define, el, number, percent, put, say, show } from "./dom.js";
 import { Problem, send } from "./http.js";
-import { readCard } from "./service.js";
+import { queueText, readCard } from "./service.js";
 
 const CHANGE_MS = 350; // from the last key to the prediction
 
@@ -116,16 +116,6 @@ async function request(customer, hasReasons, signal) {
   }
   const stages = [...(response.headers.get("Server-Timing") ?? "").matchAll(/([\w-]+);[^,]*?dur=([\d.]+)/g)].map(([, name, ms]) => [name, `${Number(ms).toFixed(1)} ms`]);
   return { prediction: await response.json(), stages };
-}
-
-async function queueText() {
-  try {
-    const { messages, workers } = await (await fetch("readyz", { cache: "no-store" })).json();
-    const able = Object.values(workers).filter(({ model }) => model === "loaded").length;
-    return ` Messages before or with it: ${messages.churn}; workers that can predict: ${able}.`;
-  } catch {
-    return "";
-  }
 }
 
 function wait(text) {

@@ -4,7 +4,7 @@ import { send } from "./http.js";
 
 
 /** @typedef {{name: string, title: string, description: string, type: string, categories: string[], extent: string, isBoolean: boolean, isRequired: boolean, example: any}} Feature */
-/** @typedef {{title: string, text: string, features: Feature[], queue: any, version: string}} Schema */
+/** @typedef {{title: string, text: string, features: Feature[], hasQueue: boolean, version: string}} Schema */
 
 /** @returns {Promise<Schema>} */
 export async function loadSchema() {
@@ -35,6 +35,6 @@ export async function loadSchema() {
     version: document_.info.version,
     text: customer.description ?? "",
     features,
-    queue: content(document_.paths["/churn/queue"]?.get?.responses?.["200"]),
+    hasQueue: "/churn/queue" in document_.paths,
   };
 }

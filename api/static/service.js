@@ -11,7 +11,7 @@ const QUEUES = { churn: "Messages of predictions", "churn.batch": "Messages of b
 /** @type {Promise<any> | null} */
 let card = null;
 let versions = "";
-let queue = null; // the schema of GET /churn/queue, if this API has it
+let hasQueue = false; // GET /churn/queue
 const waiting = [];
 
 /** The card of the model; asked again after a failure. @returns {Promise<any>} */
@@ -22,7 +22,7 @@ export function readCard() {
 
 /** @param {import("./schema.js").Schema} schema */
 export function startService(schema) {
-  ({ queue } = schema);
+  ({ hasQueue } = schema);
   addEventListener("hashchange", refreshCard);
   refreshCard();
   poll();
@@ -60,31 +60,38 @@ async function showState({ status, detail, broker, result_store, subscription, s
     versions = found;
     refreshCard();
   }
-  const backlog = queue && await readQueue();
+  const backlog = await readQueue();
   const able = all.filter(([, { model }]) => model === "loaded").length;
+  const rows = [["Predictions waiting", backlog?.predictions], ["Batch rows waiting", backlog?.batch_rows]].map(([title, one]) =>
+    [title, number(one?.waiting ?? 0), `the oldest for ${number(one?.oldest_s ?? 0, 2)} s${one?.drained_per_s == null ? "" : `; ${number(one.drained_per_s, 3)} per second`}`]);
   define("parts", [["Broker", broker], ["Result store", result_store], ["Completions", subscription], ["Last submission", submissions],
     ["Workers that can predict", `${able} of ${all.length}`],
-    ...Object.entries(messages).map(([name, count]) => [QUEUES[name] ?? name, number(count)]), ...(backlog?.entries ?? [])]);
-  waiting.push(backlog?.waiting ?? Object.values(messages).reduce((sum, one) => sum + one, 0));
+    ...(backlog ? [...rows, ["A new prediction takes", `${number(backlog.estimated_s, 2)} s`]]
+      : Object.entries(messages).map(([name, count]) => [QUEUES[name] ?? name, number(count)]))]);
+  waiting.push(backlog ? backlog.predictions.waiting + backlog.batch_rows.waiting : Object.values(messages).reduce((sum, one) => sum + one, 0));
   waiting.splice(0, waiting.length - KEPT);
   drawSpark($("spark"), waiting, KEPT);
-  put("spark-title", backlog?.waiting == null ? "Messages waiting" : "Customers waiting");
+  put("spark-title", backlog ? "Customers waiting" : "Messages waiting");
   put("spark-text", `Now ${number(waiting.at(-1))}, at most ${number(Math.max(...waiting))} in the last five minutes`);
   tabulate("workers", ["Worker", "Model", "Version or reason", "Queues"], all.map(([name, worker]) => [name, worker.model, worker.detail, (worker.queues ?? []).join(", ")]));
 }
 
-// Read GET /churn/queue by its schema: each number with the title that the API gives it. Without a key there is none.
+// Read GET /churn/queue; null if this API has none, or without a key.
 async function readQueue() {
+  if (!hasQueue) return null;
   try {
-    const values = await (await send("churn/queue", { isQuiet: true })).json();
-    const numbers = Object.entries(values).filter(([, value]) => typeof value === "number");
-    return {
-      entries: numbers.map(([name, value]) => [queue.properties?.[name]?.title ?? name, number(value, 3)]),
-      waiting: numbers.find(([name]) => name.includes("waiting"))?.[1],
-    };
+    return await (await send("churn/queue", { isQuiet: true })).json();
   } catch {
     return null;
   }
+}
+
+/** How long a prediction that waits may take. */
+export async function queueText() {
+  const backlog = await readQueue();
+  if (!backlog) return "";
+  const { predictions: { waiting: count }, estimated_s, workers } = backlog;
+  return ` ${counted(count, "customer")} wait. ${workers.loaded ? `A new one takes about ${number(estimated_s, 2)} s.` : "No worker can predict now."}`;
 }
 
 function showCard({ name, version, created, description, intended_use, limits, training, threshold, explains, in_use, scores = {}, spread, calibration = {}, features }) {
