@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALL := $(PYTHON) celery_task_app/cli/install.py
 
 .DEFAULT_GOAL := help
-.PHONY: help run status clean env test test-unit coverage mutation faults soak check audit format bench bench-peers train notebook openapi lock
+.PHONY: help run status clean env test test-unit coverage mutation faults soak check audit format bench bench-peers package train notebook openapi lock
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -93,6 +93,9 @@ bench: $(VENV)/.installed-test ## measure the service and a synchronous app in o
 
 bench-peers: $(VENV)/.installed-test .venv-peers/.installed ## as bench, with LitServe and BentoML; writes into benchmarks/
 	$(BIN)/python -m benchmarks.compare --peers --out benchmarks/comparison $(ARGS)
+
+package: $(VENV)/.installed ## check a model of yours and write its manifest (MODEL=mine.joblib SAMPLE=customers.csv ARGS="--out models")
+	@$(BIN)/python -m celery_task_app.cli.package $(MODEL) --sample $(SAMPLE) $(ARGS)
 
 train: $(VENV)/.installed-notebook ## train the shipped model again (DATA=path/to/BankChurners.csv)
 	$(BIN)/python -m celery_task_app.ml.train --data $(or $(DATA),BankChurners.csv) --out celery_task_app/ml/artifacts $(ARGS)

@@ -45,7 +45,6 @@ async def _lifespan(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
     logging.getLogger("uvicorn.access").addFilter(AccessLogFilter())
     async with AsyncExitStack() as stack:
         app.state.services = services = _create_services(settings, stack)
-        services.readiness.start()
         release_on_stop(services.completions.release, services.batch_intake.release)
         gc.collect()
         gc.freeze()  # exclude start-up objects from garbage collection; scanning them cost 20 % of a request

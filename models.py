@@ -414,6 +414,7 @@ class Batch(BaseModel):
                     "done": 10127,
                     "failed": 0,
                     "model_version": "2eb71a7af843",
+                    "model_versions": {"2eb71a7af843": 10127},
                 }
             ]
         },
@@ -430,3 +431,5 @@ class Batch(BaseModel):
     """Rows that could not be predicted."""
     model_version: str | None
     """Version of the model that computed the last rows; null before the first."""
+    model_versions: dict[str, int]
+    """By version, the rows that this version computed; more than one if the model was replaced meanwhile."""

@@ -118,7 +118,7 @@ class _RowValidator:
 
         Args:
             schema: of a row.
-            strict: whether values must have the type of their field; None for what the schema says.
+            strict: whether values must have the type of their field; None for the schema's own configuration.
         """
         self._names = list(schema.model_fields)
         rows: TypeAdapter[list[Any]] = TypeAdapter(list[schema])  # type: ignore[valid-type]

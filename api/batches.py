@@ -113,6 +113,7 @@ async def get_batch(batch_id: PathId, request: Request) -> Response:
         done=stored.done,
         failed=stored.failed,
         model_version=stored.model_version,
+        model_versions=dict(stored.model_versions),
     )
     if stored.is_finished:
         return model_response(progress, HTTPStatus.OK, {"Cache-Control": "no-store"})

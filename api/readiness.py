@@ -1,6 +1,7 @@
 """Readiness: can a prediction be computed now? It needs the broker, the result store, and a worker that can predict."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from celery_task_app.store.worker_status import WorkerStatus, can_predict, list_
 
 _WITHIN_S = 2.5
 _KEEP_S = 1.0
+_PUBLISH_PERIOD_S = 20  # a third of the TTL of the schema
 _UP = "up"
 _SKEW_S = 1.0
 _QUEUES = {PredictionMessage.queue.name: "predictions", ChunkMessage.queue.name: "batches"}
@@ -92,7 +94,7 @@ class ReadinessCheck:
         Args:
             broker_uri: address of the broker.
             store: a client of the result store.
-            schema: of customers; each check writes it to the result store, for the workers.
+            schema: of customers; it is kept in the result store, for the workers.
             is_subscribed: returns whether this process learns of completions.
             failure: returns why the last predictions were not accepted; empty if they were.
         """
@@ -104,23 +106,28 @@ class ReadinessCheck:
         self._failure = failure
         self._check: asyncio.Task[Readiness] | None = None
         self._checked_at = 0.0
-
-    def start(self) -> asyncio.Task[Readiness]:
-        """Start a check, unless the last one is at most a second old. Workers learn the schema by the first one."""
-        now = asyncio.get_running_loop().time()
-        if self._check is None or (self._check.done() and now - self._checked_at > _KEEP_S):
-            self._check = asyncio.create_task(self._check_all())
-        return self._check
+        self._publishing = asyncio.create_task(self._publish_schema())
 
     async def check(self) -> Readiness:
         """Return the state of each part, at most a second old."""
-        return await asyncio.shield(self.start())
+        now = asyncio.get_running_loop().time()
+        if self._check is None or (self._check.done() and now - self._checked_at > _KEEP_S):
+            self._check = asyncio.create_task(self._check_all())
+        return await asyncio.shield(self._check)
 
     async def close(self) -> None:
         """End a check that runs, and close the connections."""
+        self._publishing.cancel()
         if self._check:
             self._check.cancel()
         await self._store.aclose()
+
+    async def _publish_schema(self) -> None:
+        """Keep the schema in the result store while this process lives: workers compare their models with it."""
+        while True:
+            with contextlib.suppress(ResultStoreUnavailable):
+                await publish_customer_schema(self._store, self._schema)
+            await asyncio.sleep(_PUBLISH_PERIOD_S)
 
     async def _check_all(self) -> Readiness:
         (broker, queues), (result_store, workers, warnings) = await asyncio.gather(

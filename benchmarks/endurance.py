@@ -16,7 +16,11 @@ from celery_task_app.store.celery_meta import key_of
 from celery_task_app.store.predictions import COMPLETIONS
 
 _PARTS = 8
-_STATUS_KEYS = ("churn:worker", "churn:schema")  # of store/worker_status.py and store/customer_schema.py
+_STATUS_KEYS = (
+    "churn:worker",
+    "churn:model",
+    "churn:schema",
+)  # of store/{worker_status,model_cards,customer_schema}.py
 
 
 def left_over(backend_uri: str) -> list[str]:

@@ -46,10 +46,12 @@ the other, into one service.
 - *Lost*: accepted predictions that are unknown, or that never ended.
 - *Wrong*: accepted predictions that ended with a wrong probability or a wrong failure.
 - *Readiness*: a client asks `/readyz` each second, and `true` means that every answer was true until the next one.
-  An answer 200 is a *false ready* if no prediction sent then was accepted and computed within 5 s, or if a
+  An answer 200 is a *false ready* if no prediction sent then was accepted and computed within 5 s. It also is one if a
   `Prefer: wait` request got no result although there was one. An answer 503 is a *false alarm* if every prediction
-  sent then was accepted and computed within 2 s. The first two false answers in a row do not count, because a look
-  takes time. The TTL of a status and the timeout of a ping are added for the faults that only these reveal.
+  sent then was accepted and computed within 1 s. The first two false answers in a row do not count, because a look
+  takes time. Some faults are revealed only by the TTL of a status, the timeout of a ping or the hard time limit of a
+  message; this time does not count either. A soak does not judge readiness, because the effects of one fault reach into
+  the next.
 - *Ended after*: seconds from the last request until every prediction had ended and every queue was empty.
   Unacknowledged messages count as queued.
 
@@ -78,10 +80,10 @@ def cells(row: Row) -> list[str]:
 
 
 def update_report(rows: Iterable[Row]) -> None:
-    """Replace the rows of the same faults in the report."""
+    """Replace the rows of the same faults, and of the soak on the same servers, in the report."""
     earlier = [Row(**row) for row in json.loads(REPORT_JSON.read_text())] if REPORT_JSON.exists() else []
-    by_fault = {(row.servers, row.fault): row for row in [*earlier, *rows]}
     names = [fault.name for fault in FAULTS]
+    by_fault = {(row.servers, row.fault if row.fault in names else "soak"): row for row in [*earlier, *rows]}
     ordered = sorted(
         by_fault.values(), key=lambda row: (names.index(row.fault) if row.fault in names else len(names), row.servers)
     )
@@ -94,8 +96,10 @@ def update_report(rows: Iterable[Row]) -> None:
 
 
 def balance(ledger: Ledger) -> Row:
-    """Return the row of a ledger; write details to standard error if a prediction is lost or wrong."""
+    """Return the row of a ledger; write lost and wrong predictions, and false answers of /readyz, to standard error."""
     row = ledger.balance()
+    for detail in ledger.verdict.details:
+        print(detail, file=sys.stderr)
     if not row.is_clean:
         print(*ledger.details[:5], ledger.service.worker.text()[-3000:], sep="\n", file=sys.stderr)
     return row
@@ -162,6 +166,7 @@ def soak(servers: str, options: argparse.Namespace) -> Row:
                 sizes = f"API {api.measure():.0f} MiB, worker {worker.measure():.0f} MiB"
                 print(f"{elapsed_s:5.0f} s  {predictions}  {sizes}  {fault.name}", flush=True)
         row = balance(ledger)
+        row.false_ready_s = row.false_alarm_s = None  # the effects of one fault reach into the next
         row.fault = f"soak: {count} faults in {options.minutes:g} minutes"
         row.memory = f"API {api}; worker {worker}"
         return row

@@ -1,4 +1,4 @@
-"""Memory of the worker by number of pool processes, with and without WARM_UP: `python -m benchmarks.memory`.
+"""Memory and start of the worker by number of pool processes, with and without WARM_UP: `python -m benchmarks.memory`.
 
 With WARM_UP the model is loaded before the pool processes are forked, so that they share it. The figure is the
 proportional set size of the worker, in which shared memory counts once.
@@ -28,7 +28,8 @@ def measure(servers: str, folder: Path, processes: int, *, warm_up: bool) -> tup
     """Measure a fresh worker.
 
     Returns:
-        The worker's memory in MB after each pool process has predicted, and the seconds until the first prediction.
+        The worker's memory in MB after each pool process has predicted, and the seconds from the start of a worker to
+        its first prediction.
     """
     settings = {
         "WORKER_CONCURRENCY": str(processes),
@@ -36,13 +37,16 @@ def measure(servers: str, folder: Path, processes: int, *, warm_up: bool) -> tup
         "BATCH_CHUNK_ROWS": str(_CHUNK_ROWS),
     }
     with stand.service_on(servers, folder, **settings) as running:
-        started = time.perf_counter()
-        running.post(CUSTOMER, Prefer="wait=20").raise_for_status()
-        first_s = time.perf_counter() - started
         predict_batch(running)
         while not warm_up and running.worker.text().count("model loaded") < processes:
             predict_batch(running)
-        return stand.pss_mb(running.worker), first_s
+        memory_mb = stand.pss_mb(running.worker)
+        running.worker.stop()
+        started = time.perf_counter()
+        running.worker.start()
+        response = running.post(CUSTOMER, Prefer="wait=20")
+        response.raise_for_status()
+        return memory_mb, time.perf_counter() - started
 
 
 def main() -> None:
@@ -52,13 +56,13 @@ def main() -> None:
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
     options = parser.parse_args()
     servers = stand.choose_servers(options.servers)
-    print("| pool processes | loaded before the fork | loaded in each | first prediction of a fresh worker |")
+    print("| pool processes | loaded before the fork | loaded in each | start until the first prediction |")
     print("|---|---|---|---|")
     for processes in options.processes:
         with tempfile.TemporaryDirectory() as folder:
             before, before_s = measure(servers, Path(folder) / "before", processes, warm_up=True)
             each, each_s = measure(servers, Path(folder) / "each", processes, warm_up=False)
-        print(f"| {processes} | {before:.0f} MB | {each:.0f} MB | {before_s * 1000:.0f} ms, {each_s * 1000:.0f} ms |")
+        print(f"| {processes} | {before:.0f} MB | {each:.0f} MB | {before_s:.1f} s, {each_s:.1f} s |")
 
 
 if __name__ == "__main__":

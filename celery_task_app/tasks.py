@@ -3,6 +3,7 @@
 A message is processed by the delivery policy (consumer/delivery.py), whether it carries predictions or a chunk.
 """
 
+import contextlib
 import logging
 import time
 from collections.abc import Mapping
@@ -20,9 +21,9 @@ from celery_task_app.consumer.request import RecoveringRequest
 from celery_task_app.errors import MalformedMessage, ModelError, Unavailable
 from celery_task_app.messaging.messages import ChunkMessage, Message, PredictionMessage, Stores
 from celery_task_app.messaging.publisher import Publisher, publisher_connection
-from celery_task_app.ml.artifact import Artifact
+from celery_task_app.ml.artifact import Artifact, read_manifest
 from celery_task_app.ml.model import ChurnModel
-from celery_task_app.ml.schema import CustomerSchema, parse_features
+from celery_task_app.ml.schema import CustomerSchema, Feature, parse_features, schema_differences
 from celery_task_app.settings import settings
 from celery_task_app.store.batches import BatchStore
 from celery_task_app.store.connection import connect
@@ -32,6 +33,7 @@ from celery_task_app.worker import DEAD, PREDICT_TASK, SCORE_TASK, app
 
 logger = logging.getLogger(__name__)
 
+_SCHEMA_WITHIN_S = 10
 _REQUEUE_PAUSE_S = 1  # a message that is redelivered at once uses up its delivery limit
 
 
@@ -68,8 +70,9 @@ class PredictTask(celery.Task):
         Raises:
             ModelError: the model cannot be used.
         """
+        schema = _read_fitting_schema()
         with lifecycle.limit_load(cls.health, settings.model_path, settings.model_load_timeout_s):
-            PredictTask.model = ChurnModel(settings.model_path, _read_customer_schema(), check=check)
+            PredictTask.model = ChurnModel(settings.model_path, schema, check=check)
         cls.health.report_model_loaded()
         return PredictTask.model.artifact
 
@@ -119,9 +122,20 @@ def _read_customer_schema() -> CustomerSchema | None:
         logger.warning("the schema of customers is not known: %s", error)
         return None
     if schema is None:
-        logger.info("no API has written the schema of customers yet: only golden rows can try the model")
+        logger.info("no API has written the schema of customers: only golden rows can try the model")
         return None
     return CustomerSchema(parse_features(schema["features"]), schema["example"])
+
+
+def _read_fitting_schema() -> CustomerSchema | None:
+    """Return the features that the API asks for. If the model does not fit, an API with others may just be starting."""
+    deadline, features = time.monotonic() + _SCHEMA_WITHIN_S, dict[str, Feature]()
+    with contextlib.suppress(ModelError, LookupError, TypeError):  # no manifest, or a damaged one
+        features = parse_features(read_manifest(settings.model_path)["features"])
+    while (schema := _read_customer_schema()) and schema_differences(features, schema) and time.monotonic() < deadline:
+        logger.info("the model does not fit the API: waiting for an API that it fits")
+        time.sleep(1)
+    return schema
 
 
 def _read_example() -> Mapping[str, object] | None:

@@ -67,3 +67,7 @@ def customer() -> dict[str, Any]:
 
 MANIFEST: dict[str, Any] = json.loads((ROOT / "celery_task_app/ml/artifacts/churn.json").read_text())
 DATA = Path(os.environ.get("DATA", ROOT / "BankChurners.csv"))
+
+# Several test processes run at a time, so the threads and processes of one training only wait for a core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("LOKY_MAX_CPU_COUNT", "1")

@@ -6,9 +6,10 @@ It loads both model files, which runs code of the files: compare only files that
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from celery_task_app.cli.package import read_sample
-from celery_task_app.errors import ChurnServiceError
+from celery_task_app.errors import ArtifactMissing, ChurnServiceError
 from celery_task_app.ml.artifact import read_manifest
 from celery_task_app.ml.model import ChurnModel
 
@@ -17,12 +18,12 @@ LARGEST = 10
 DEFAULT_THRESHOLD = 0.5
 
 
-def threshold_of(path: Path) -> float:
-    """Return the threshold of a model's manifest; 0.5 if there is none."""
+def manifest_of(path: Path) -> dict[str, Any]:
+    """Return the manifest of a model; an empty one if there is none."""
     try:
-        return float(read_manifest(path).get("threshold", DEFAULT_THRESHOLD))
-    except ChurnServiceError:
-        return DEFAULT_THRESHOLD
+        return read_manifest(path)
+    except ArtifactMissing:
+        return {}
 
 
 def compare(old_path: Path, new_path: Path, customers_path: Path, threshold: float | None) -> str:
@@ -40,12 +41,18 @@ def compare(old_path: Path, new_path: Path, customers_path: Path, threshold: flo
     import numpy as np  # noqa: PLC0415 - `--help` needs none
 
     old, new = ChurnModel(old_path), ChurnModel(new_path)
-    table = read_sample(customers_path, list(dict.fromkeys([*old.features, *new.features])))
+    manifests = [manifest_of(path) for path in (old_path, new_path)]
+    described = [feature for manifest in manifests for feature in manifest.get("features", ())]
+    categories = {feature["name"] for feature in described if feature["type"] == "category"}
+    table = read_sample(customers_path, list(dict.fromkeys([*old.features, *new.features])), sorted(categories))
     columns = {str(name): table[name].tolist() for name in table}
     before: np.ndarray = np.array(old.column_probabilities(columns))
     after: np.ndarray = np.array(new.column_probabilities(columns))
     change = after - before
-    thresholds = [threshold_of(path) if threshold is None else threshold for path in (old_path, new_path)]
+    thresholds = [
+        float(manifest.get("threshold", DEFAULT_THRESHOLD)) if threshold is None else threshold
+        for manifest in manifests
+    ]
     was, is_now = before >= thresholds[0], after >= thresholds[1]
     lines = [
         f"{len(table)} customers; old {old.name} {old.version}, new {new.name} {new.version}",

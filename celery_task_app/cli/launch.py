@@ -221,7 +221,7 @@ def main(ready_within_s: float = READY_WITHIN_S, valkey_port: int = VALKEY_PORT)
         port = given_port()
         url = f"http://{HOST}:{port}"
         print(f"Starting {'Valkey, ' if is_embedded else ''}a worker and the API ...", flush=True)
-        worker_only = {"WARM_UP": "true"}
+        worker_only: dict[str, str] = {}
         if is_embedded:
             uris = start_valkey(stack, valkey_port)
             # For `celery inspect`. It gives no program more power: Valkey already obeys every program of this machine.

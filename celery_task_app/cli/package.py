@@ -6,18 +6,20 @@ It loads the model file, which runs code of the file: package only files that yo
 import argparse
 import hashlib
 import json
+import keyword
 import logging
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from celery_task_app.errors import ChurnServiceError, ModelError
+from celery_task_app.ml.artifact import describe_feature, write_artifact
 from celery_task_app.ml.model import ChurnModel
 from celery_task_app.ml.schema import CustomerSchema, parse_features, schema_differences
 
@@ -38,7 +40,14 @@ class NotServable(ModelError):
 
 
 def package(  # noqa: PLR0913 - the options of the command
-    model_path: Path, sample_path: Path, out: Path, *, name: str, version: str | None, threshold: float | None
+    model_path: Path,
+    sample_path: Path,
+    out: Path,
+    *,
+    name: str,
+    version: str | None = None,
+    threshold: float | None = None,
+    categories: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Check a model with a sample, and write the model file and its manifest side by side.
 
@@ -49,6 +58,7 @@ def package(  # noqa: PLR0913 - the options of the command
         name: of the model.
         version: None for the first 12 hex digits of the file's SHA-256.
         threshold: from this probability on a customer counts as churning; None if there is none.
+        categories: columns of the sample whose values look like numbers, and are categories.
 
     Returns:
         The manifest.
@@ -58,7 +68,7 @@ def package(  # noqa: PLR0913 - the options of the command
     """
     model, libraries = load_model(model_path)
     content = model_path.read_bytes()
-    sample = read_sample(sample_path, model.features)
+    sample = read_sample(sample_path, model.features, categories)
     customers: list[dict[str, Any]] = sample.to_dict("records")  # type: ignore[assignment]
     probabilities = predict_twice(model, customers)
     sha256 = hashlib.sha256(content).hexdigest()
@@ -68,7 +78,7 @@ def package(  # noqa: PLR0913 - the options of the command
         "created": datetime.now(UTC).date().isoformat(),
         "sha256": sha256,
         "libraries": libraries,
-        "features": [describe(sample[feature]) for feature in sample],
+        "features": [describe_feature(sample[feature], kind_of(sample[feature])) for feature in sample],
         "explains": model.can_explain,
         "golden": [
             {"customer": customers[row], "probability": probabilities[row]} for row in chosen_rows(probabilities)
@@ -76,13 +86,28 @@ def package(  # noqa: PLR0913 - the options of the command
     }
     if threshold is not None:
         manifest["threshold"] = threshold
-    out.mkdir(parents=True, exist_ok=True)
-    packaged = out / f"{name}.joblib"
-    if not (packaged.exists() and packaged.samefile(model_path)):
-        replace(packaged, content)
-    replace(packaged.with_suffix(".json"), (json.dumps(manifest, indent=2) + "\n").encode())
-    ChurnModel(packaged)  # as a worker does
+    load_as_a_worker(content, manifest)
+    write_artifact(out / f"{name}.joblib", content, manifest)
     return manifest
+
+
+def load_as_a_worker(content: bytes, manifest: Mapping[str, Any]) -> None:
+    """Load the model with its manifest, which makes a float of each number.
+
+    Raises:
+        NotServable: a worker would refuse it.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{manifest['name']}.joblib"
+        write_artifact(path, content, manifest)
+        try:
+            ChurnModel(path)
+        except ModelError as error:
+            raise NotServable(
+                f"The model predicts the sample, but not as a worker lets it, with a float for each number "
+                f"({str(error).replace(str(path), path.name)}). Fit it on floats. If a number is a category, "
+                "fit it on text, and name the column with --category"
+            ) from error
 
 
 def load_model(path: Path) -> tuple[ChurnModel, dict[str, str]]:
@@ -110,7 +135,7 @@ def load_model(path: Path) -> tuple[ChurnModel, dict[str, str]]:
             if mine := sorted(name for name in used if name.startswith("__main__.")):
                 raise NotServable(
                     f"{path} needs {', '.join(mine)}, which only the program that saved it has. Move it into a module "
-                    "that the worker can import (for example my_model.py beside app.py), and save the model again"
+                    "that the worker can import (for example celery_task_app/ml/my_model.py), and save the model again"
                 ) from error
             raise NotServable(str(error).replace(str(copy), str(path))) from error
     if len(model.classes) != 2:  # noqa: PLR2004 - binary
@@ -123,26 +148,36 @@ def load_model(path: Path) -> tuple[ChurnModel, dict[str, str]]:
     return model, {name: metadata.version(name) for name in sorted(names)}
 
 
-def read_sample(path: Path, features: Sequence[str]) -> "pd.DataFrame":
+def read_sample(path: Path, features: Sequence[str], categories: Sequence[str]) -> "pd.DataFrame":
     """Return the complete rows of a CSV file, with the features of the model as columns, in its order.
 
     Args:
         path: the file.
         features: the columns that the model was fitted on; if it did not record them, all columns of the file.
+        categories: columns that are text, although their values look like numbers.
 
     Raises:
-        NotServable: a column is missing, is a date or a mixture of types, or too few rows are complete.
+        NotServable: a column is missing, no field of `Customer` can have its name, or too few rows are complete.
     """
     import pandas as pd  # noqa: PLC0415 - it takes 0.5 s, and `--help` needs none
 
     try:
         # A category may be called NA or None.
-        table = pd.read_csv(path, keep_default_na=False, na_values=[""], encoding="utf-8-sig")
+        table = pd.read_csv(
+            path, dtype=dict.fromkeys(categories, str), keep_default_na=False, na_values=[""], encoding="utf-8-sig"
+        )
     except (OSError, ValueError) as error:
         raise NotServable(f"{path} can't be read as CSV: {error}") from error
-    if missing := [name for name in features if name not in table]:
+    if missing := [name for name in [*features, *categories] if name not in table]:
         raise NotServable(f"{path} lacks the columns {', '.join(missing)}, on which the model was fitted")
+    if not features:
+        print("The model did not record its columns, so it gets those of the sample, in their order.")
     table = table[list(features or table)]
+    if unfit := [str(name) for name in table if not is_field_name(str(name))]:
+        raise NotServable(
+            f"No field of `Customer` can have the name of the columns {', '.join(map(repr, unfit))}: rename them to "
+            "letters, digits and _ before you fit the model"
+        )
     complete = table.dropna()
     if len(complete) < 2:  # noqa: PLR2004 - one row has no range
         raise NotServable(f"{path} has {len(complete)} complete rows: give at least 2; some hundred are better")
@@ -152,6 +187,11 @@ def read_sample(path: Path, features: Sequence[str]) -> "pd.DataFrame":
     return complete.astype(
         {name: kind for name, kind in kinds.items() if kind is int or not pd.api.types.is_numeric_dtype(complete[name])}
     )
+
+
+def is_field_name(name: str) -> bool:
+    """Return whether a field of a Pydantic model can have the name."""
+    return name.isidentifier() and not keyword.iskeyword(name) and not name.startswith("_")
 
 
 def predict_twice(model: ChurnModel, customers: Sequence[dict[str, Any]]) -> list[float]:
@@ -178,12 +218,9 @@ def predict_twice(model: ChurnModel, customers: Sequence[dict[str, Any]]) -> lis
     return probabilities
 
 
-def describe(column: "pd.Series[Any]") -> dict[str, Any]:
-    """Return a feature as the manifest has it."""
-    kind = {"i": "integer", "u": "integer", "f": "number"}.get(column.dtype.kind, "category")
-    if kind == "category":
-        return {"name": column.name, "type": kind, "categories": sorted(column.unique())}
-    return {"name": column.name, "type": kind, "minimum": column.min().item(), "maximum": column.max().item()}
+def kind_of(column: "pd.Series[Any]") -> str:
+    """Return the type of a feature as the manifest has it: `integer`, `number` or `category`."""
+    return {"i": "integer", "u": "integer", "f": "number"}.get(column.dtype.kind, "category")
 
 
 def chosen_rows(probabilities: Sequence[float]) -> list[int]:
@@ -191,13 +228,6 @@ def chosen_rows(probabilities: Sequence[float]) -> list[int]:
     ranked = sorted(range(len(probabilities)), key=probabilities.__getitem__)
     count = min(GOLDEN_ROWS, len(ranked))
     return [ranked[round(number * (len(ranked) - 1) / max(count - 1, 1))] for number in range(count)]
-
-
-def replace(path: Path, content: bytes) -> None:
-    """Replace a file atomically: a reader sees the old content or the new one."""
-    new = path.with_name(path.name + ".new")
-    new.write_bytes(content)
-    new.replace(path)
 
 
 def current_schema() -> CustomerSchema | None:
@@ -209,24 +239,30 @@ def current_schema() -> CustomerSchema | None:
     return CustomerSchema(parse_features(schema["features"]), schema["example"])
 
 
-def customer_class(features: Sequence[dict[str, Any]]) -> str:
-    """Return the `Customer` class for models.py, with the ranges of the sample."""
+def customer_class(features: Sequence[Mapping[str, Any]], example: Mapping[str, object]) -> str:
+    """Return the `Customer` class for models.py, with the ranges of the sample, and an example."""
     lines = [
         "class Customer(BaseModel):",
         '    """One customer. Widen the ranges: they are those of the sample."""',
         "",
-        "    model_config = ConfigDict(strict=True)",
+        "    model_config = ConfigDict(strict=True, json_schema_extra=_add_example)",
         "",
     ]
     for feature in features:
-        if feature["type"] == "category":
-            kind = f"Literal[{', '.join(json.dumps(name, ensure_ascii=False) for name in feature['categories'])}]"
+        name, kind = feature["name"], feature["type"]
+        limits = "" if kind == "category" else f"ge={feature['minimum']}, le={feature['maximum']}, "
+        finite = "allow_inf_nan=False, " if kind == "number" else ""
+        if kind == "category":
+            annotation = f"Literal[{', '.join(map(quoted, feature['categories']))}]"
         else:
-            number = "int" if feature["type"] == "integer" else "float"
-            finite = "" if number == "int" else ", allow_inf_nan=False"
-            kind = f"Annotated[{number}, Field(ge={feature['minimum']}, le={feature['maximum']}{finite})]"
-        lines.append(f"    {feature['name']}: {kind}")
+            annotation = "int" if kind == "integer" else "float"
+        lines.append(f"    {name}: {annotation} = Field({limits}{finite}examples=[{quoted(example[name])}])")
     return "\n".join(lines)
+
+
+def quoted(value: object) -> str:
+    """Return a text or a number as Python source, with double quotes."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def main() -> int:
@@ -239,6 +275,13 @@ def main() -> int:
     parser.add_argument("--name", help="of the model (default: the file's name without its ending)")
     parser.add_argument("--version", help="of the model (default: the first digits of the file's SHA-256)")
     parser.add_argument("--threshold", type=float, help="from this probability on a customer counts as churning")
+    parser.add_argument(
+        "--category",
+        action="append",
+        default=[],
+        metavar="COLUMN",
+        help="a column whose values look like numbers and are categories, such as a postal code; it may be repeated",
+    )
     parser.add_argument("--out", type=Path, help="the folder for the two files (default: the folder of the model)")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.ERROR)  # the copy without a manifest is not verified, and need not be
@@ -251,6 +294,7 @@ def main() -> int:
             name=arguments.name or arguments.model.stem,
             version=arguments.version,
             threshold=arguments.threshold,
+            categories=arguments.category,
         )
     except ChurnServiceError as error:
         print(f"Not packaged. {error}.", file=sys.stderr)
@@ -261,8 +305,9 @@ def main() -> int:
     differences = schema_differences(parse_features(manifest["features"]), schema) if schema else ["no models.py here"]
     if differences:
         print(f"The model does not fit models.py: {'; '.join(differences)}.")
-        print(f"\nPaste into models.py, and adapt the ranges:\n\n{customer_class(manifest['features'])}")
-        print(f"\nPaste into test_client.py:\n\nCUSTOMER = {manifest['golden'][0]['customer']!r}\n")
+        example = manifest["golden"][0]["customer"]
+        print(f"\nPaste into models.py, and adapt the ranges:\n\n{customer_class(manifest['features'], example)}")
+        print(f"\nPaste into test_client.py:\n\nCUSTOMER = {quoted(example)}\n")
     print(f"Serve it: MODEL_PATH={path} make run")
     return 0
 

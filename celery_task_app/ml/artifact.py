@@ -13,10 +13,13 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from celery_task_app.errors import ArtifactCorrupt, ArtifactMissing, VersionMismatch
 from celery_task_app.ml.schema import Feature, parse_features
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 logger = logging.getLogger(__name__)
 
@@ -178,7 +181,50 @@ def _unpickle(content: bytes, path: Path) -> Any:
     try:
         model = joblib.load(io.BytesIO(content))
     except Exception as error:
-        raise ArtifactCorrupt(f"{path} can't be unpickled ({error!r}): restore it or train again") from error
+        raise ArtifactCorrupt(f"{path} can't be unpickled ({error!r}): {_advice(error)}") from error
     if not hasattr(model, "predict_proba"):
         raise ArtifactCorrupt(f"{path} holds no model: {type(model).__name__} has no predict_proba; set MODEL_PATH")
     return model
+
+
+def describe_feature(column: "pd.Series[Any]", kind: str) -> dict[str, Any]:
+    """Return a feature as a manifest has it: with its categories, or its range.
+
+    Args:
+        column: values of the feature; its name is that of the feature.
+        kind: `integer`, `number` or `category`.
+    """
+    if kind == "category":
+        return {"name": column.name, "type": kind, "categories": sorted(column.unique())}
+    return {"name": column.name, "type": kind, "minimum": column.min().item(), "maximum": column.max().item()}
+
+
+def write_artifact(path: Path, content: bytes, manifest: Mapping[str, Any]) -> None:
+    """Write a model file and its manifest; a folder that does not exist is created.
+
+    The manifest is written last, so its SHA-256 refuses a model of which only one file was replaced.
+
+    Args:
+        path: the model file.
+        content: of the model file.
+        manifest: goes into the file of the same name that ends in `.json`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _replace(path, content)
+    _replace(path.with_suffix(".json"), (json.dumps(manifest, indent=2) + "\n").encode())
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Replace a file atomically: a reader sees the old content or the new one."""
+    new = path.with_name(path.name + ".new")
+    new.write_bytes(content)
+    new.replace(path)
+
+
+def _advice(error: Exception) -> str:
+    """Return the way out of an error of unpickling."""
+    if isinstance(error, ModuleNotFoundError):
+        return f"install {error.name} for the worker, as docs/own-model.md shows"
+    if isinstance(error, AttributeError) and "__main__" in str(error):
+        return "move the class into a module that the worker can import, and save the model again"
+    return "restore it or train again"

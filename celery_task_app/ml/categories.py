@@ -11,20 +11,32 @@ from celery_task_app.errors import ModelError
 
 
 def categorical_columns(pipeline: Any) -> list[str]:
-    """Return the names of the columns that the last step of a pipeline wants as pandas categories.
+    """Return the names of the columns that the classifier in a pipeline wants as pandas categories.
 
     Args:
-        pipeline: a fitted classifier, or a scikit-learn pipeline that ends with one.
+        pipeline: a fitted classifier, a scikit-learn pipeline that ends with one, or a search, vote, stack or
+            calibration of scikit-learn over such classifiers.
 
     Raises:
-        ModelError: the classifier has such columns, and did not record their categories.
+        ModelError: a classifier has such columns, and did not record their categories.
     """
-    classifier = pipeline.steps[-1][1] if hasattr(pipeline, "steps") else pipeline
-    if getattr(getattr(classifier, "booster_", None), "pandas_categorical", None):
-        return _of_lightgbm(classifier.booster_)
-    if hasattr(classifier, "get_booster"):
-        return _of_xgboost(classifier.get_booster())
-    return []
+    if getattr(getattr(pipeline, "booster_", None), "pandas_categorical", None):
+        return _of_lightgbm(pipeline.booster_)
+    if hasattr(pipeline, "get_booster"):
+        return _of_xgboost(pipeline.get_booster())
+    return list(dict.fromkeys(name for inner in _inner(pipeline) for name in categorical_columns(inner)))
+
+
+def _inner(classifier: Any) -> list[Any]:
+    """Return the classifiers that another one consists of."""
+    if hasattr(classifier, "steps"):  # Pipeline
+        return [classifier.steps[-1][1]]
+    if calibrated := getattr(classifier, "calibrated_classifiers_", None):  # CalibratedClassifierCV
+        return [calibrated[0].estimator]
+    if isinstance(several := getattr(classifier, "estimators_", None), list):  # VotingClassifier, StackingClassifier
+        return several
+    names = ("best_estimator_", "estimator_")  # GridSearchCV, TunedThresholdClassifierCV
+    return [getattr(classifier, name) for name in names if hasattr(classifier, name)]
 
 
 def _of_lightgbm(booster: Any) -> list[str]:

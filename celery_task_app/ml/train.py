@@ -6,7 +6,6 @@ The same data give the same model. The service does not import this module; it r
 import argparse
 import hashlib
 import io
-import json
 import logging
 import os
 import platform
@@ -27,6 +26,7 @@ from lightgbm import early_stopping
 from sklearn.model_selection import RepeatedStratifiedKFold, StratifiedKFold, cross_val_predict, train_test_split
 
 from celery_task_app.errors import DataSetError
+from celery_task_app.ml.artifact import describe_feature, write_artifact
 from celery_task_app.ml.catboost_trees import CATBOOST_PARAMETERS
 from celery_task_app.ml.data_set import CLASSES, FEATURES, SOURCE, TARGET, read_data_set
 from celery_task_app.ml.features import BLUR, COPIES, ChurnPipeline, FeatureEncoder, LeanLGBMClassifier
@@ -192,8 +192,6 @@ def search_parameters(data: Path, trials: int, study_folder: Path) -> dict[str, 
 def train(data: Path, out: Path, parameters: dict[str, Any] = PARAMETERS) -> dict[str, Any]:
     """Fit on 80 % of the customers, score on the others, and write `churn.joblib` and its manifest `churn.json`.
 
-    The manifest is written last, so its SHA-256 refuses a model of which only one file was replaced.
-
     Args:
         data: BankChurners.csv.
         out: the folder for both files; it is created if it does not exist.
@@ -239,13 +237,11 @@ def train(data: Path, out: Path, parameters: dict[str, Any] = PARAMETERS) -> dic
         "parameters": FIXED_PARAMETERS | parameters,
         "catboost_parameters": CATBOOST_PARAMETERS,
         "libraries": {"python": platform.python_version()} | {name: metadata.version(name) for name in LIBRARIES},
-        "features": [_describe_feature(shipped.fitted[feature], kind) for feature, kind in FEATURES.items()],
+        "features": [describe_feature(shipped.fitted[feature], kind) for feature, kind in FEATURES.items()],
         "explains": True,
         "golden": choose_golden_rows(shipped),
     }
-    out.mkdir(parents=True, exist_ok=True)
-    _replace(out / f"{NAME}.joblib", content.getvalue())
-    _replace(out / f"{NAME}.json", (json.dumps(manifest, indent=2) + "\n").encode())
+    write_artifact(out / f"{NAME}.joblib", content.getvalue(), manifest)
     return manifest
 
 
@@ -267,19 +263,6 @@ def choose_golden_rows(trained: Trained, rows: int = 5) -> list[dict[str, Any]]:
 
 def _aggregate(splits: list[dict[str, float]], statistic: Callable[[list[float]], float]) -> dict[str, float]:
     return {name: round(statistic([scores[name] for scores in splits]), 6) for name in splits[0]}
-
-
-def _describe_feature(column: "pd.Series[Any]", kind: str) -> dict[str, Any]:
-    if kind == "category":
-        return {"name": column.name, "type": kind, "categories": sorted(column.unique())}
-    return {"name": column.name, "type": kind, "minimum": column.min().item(), "maximum": column.max().item()}
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Replace the file atomically: a reader sees the old content or the new one."""
-    new = path.with_name(path.name + ".new")
-    new.write_bytes(content)
-    new.replace(path)
 
 
 def main() -> None:

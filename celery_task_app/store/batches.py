@@ -14,6 +14,7 @@ from celery_task_app.errors import PredictionError, ResultStoreUnavailable
 from celery_task_app.store.connection import AsyncStoreClient, StoreClient, load_script, store_call, store_errors
 
 _WHOLE = "whole"
+_VERSION = b"version:"  # begins a counter of rows in scripts/finish_rows.lua
 _READ_AT_ONCE = 4  # chunks
 
 
@@ -27,7 +28,8 @@ class StoredBatch:
         done: rows that have a terminal state, failures included.
         failed: rows that could not be predicted.
         chunks: number of messages in which it was published.
-        model_version: of the model that computed the last chunk; None before the first.
+        model_version: of the model that computed the last rows; None before the first.
+        model_versions: by version, the rows that a model of this version computed.
     """
 
     is_deleted: bool
@@ -36,6 +38,7 @@ class StoredBatch:
     failed: int
     chunks: int
     model_version: str | None
+    model_versions: Mapping[str, int]
 
     @property
     def is_finished(self) -> bool:
@@ -129,8 +132,13 @@ class AsyncBatchStore:
             return None
         total, done, failed, chunks = (int(stored[name]) for name in (b"total", b"done", b"failed", b"chunks"))
         version = stored.get(b"model_version")
+        versions = {
+            name.removeprefix(_VERSION).decode(): int(rows)
+            for name, rows in sorted(stored.items())
+            if name.startswith(_VERSION)
+        }
         is_deleted = stored[b"state"] == b"deleted"
-        return StoredBatch(is_deleted, total, done, failed, chunks, version.decode() if version else None)
+        return StoredBatch(is_deleted, total, done, failed, chunks, version.decode() if version else None, versions)
 
     async def results(self, batch_id: str, batch: StoredBatch) -> AsyncIterator[list[ScoredRow]]:
         """Yield the stored results, chunk by chunk, in the order of the rows.

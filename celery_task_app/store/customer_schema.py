@@ -10,11 +10,11 @@ from typing import Any, cast
 from celery_task_app.store.connection import AsyncStoreClient, StoreClient, check_store, store_errors
 
 _KEY = "churn:schema"
-_TTL_S = 86_400
+_TTL_S = 60
 
 
 async def publish_customer_schema(client: AsyncStoreClient, schema: Mapping[str, Any]) -> float:
-    """Write the schema for a day; return the seconds by which this host's clock is ahead of the result store's.
+    """Write the schema for a minute; return the seconds by which this host's clock is ahead of the result store's.
 
     Args:
         client: of the result store.
@@ -27,7 +27,7 @@ async def publish_customer_schema(client: AsyncStoreClient, schema: Mapping[str,
 
 
 def read_customer_schema(client: StoreClient) -> dict[str, Any] | None:
-    """Return the schema as the API has written it; None if no API has run for a day.
+    """Return the schema as the API has written it; None if no API has run for a minute.
 
     Raises:
         ResultStoreUnavailable: within about two seconds.

@@ -1,7 +1,6 @@
 """The documentation: every shell block without a mark is run, page by page, on a service of its own."""
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -12,13 +11,11 @@ from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
-import joblib
-import pandas as pd
 import pytest
 
 from tests.conftest import DATA, skip
 from tests.harness.launcher import Tree
-from tests.harness.pages import Command, Page, all_pages
+from tests.harness.pages import Command, Page, all_pages, matches
 from tests.harness.processes import ROOT, until
 from tests.harness.servers import Servers
 from tests.harness.service import Service, running_service
@@ -134,12 +131,6 @@ class Reader:
         return UUID.sub(lambda match: self._ids.get(match[0], match[0]), text)
 
 
-def matches(output: str, shown: str) -> bool:
-    """Return whether an output is the shown one, in which `…` is any text, and white space does not count."""
-    parts = re.split(r"…|\.\.\.", "".join(shown.split()))
-    return bool(re.fullmatch(".*".join(map(re.escape, parts)), "".join(output.split())))
-
-
 def test_the_commands_for_an_api_key_create_a_key_and_its_digest(tmp_path: Path) -> None:
     commands = [command.text for page in PAGES for block in page.blocks() for command in block.commands()]
     create = next(text for text in commands if "> client.key" in text)
@@ -154,48 +145,9 @@ def test_the_commands_for_an_api_key_create_a_key_and_its_digest(tmp_path: Path)
     assert digest.strip() == hashlib.sha256(key.encode()).hexdigest()
 
 
-def test_make_run_prints_the_shown_lines(tree: Tree) -> None:
-    commands = [command for page in PAGES for block in page.blocks() for command in block.commands()]
-    shown = [command.output for command in commands if command.text == "make run" and command.output]
-    assert shown
-    launcher = tree.serve()
-    for output in shown:
-        assert without_ports(output).splitlines() == without_ports(tree.output()).splitlines()
-    launcher.terminate()
-    assert launcher.wait(60) == 0
-
-
-def without_ports(text: str) -> str:
-    return re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:PORT", text)
-
-
 @pytest.fixture
 def tree(tmp_path: Path) -> Iterator[Tree]:
     """A copy of the repository."""
     tree = Tree(tmp_path / "own")
     yield tree
     tree.close()
-
-
-def test_the_recipe_for_another_model_works_as_written(tree: Tree) -> None:
-    blocks = [block for page in PAGES for block in page.blocks() if block.mark and block.mark[0] == "own-model"]
-    recipe = {block.mark[1]: block.text for block in blocks if block.mark}
-    replace(tree.path / "models.py", r"class Customer\(BaseModel\):\n.*?(?=\n\nclass )", recipe["models.py"])
-    replace(tree.path / "test_client.py", r"CUSTOMER = \{.*?\}\n", recipe["test_client.py"])
-    create = recipe["run"] + recipe["manifest"]
-    subprocess.run([sys.executable, "-W", "error", "-c", create], cwd=tree.path, check=True)
-    launcher = tree.serve(MODEL_PATH="iris.joblib")
-    (probability,) = re.findall(r"The probability .*: (\S+)\n", tree.output())
-    model = joblib.load(tree.path / "iris.joblib")
-    example = {"sepal_length": [5.1], "petal_length": [1.4], "petal_width": [0.2]}
-    assert float(probability) == model.predict_proba(pd.DataFrame(example))[0, 1]
-    assert json.loads((tree.path / "iris.json").read_text())["golden"][0]["probability"] == float(probability)
-    launcher.terminate()
-    assert launcher.wait(60) == 0
-
-
-def replace(path: Path, pattern: str, text: str) -> None:
-    """Replace the only match of a pattern in a file."""
-    changed, count = re.subn(pattern, lambda _: text, path.read_text(), flags=re.DOTALL)
-    assert count == 1
-    path.write_text(changed)

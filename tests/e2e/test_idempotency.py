@@ -10,11 +10,9 @@ from uuid import uuid4
 import pytest
 
 from api.http.problems import ProblemType
-from tests.conftest import need
 from tests.harness.assertions import assert_problem
 from tests.harness.processes import until
-from tests.harness.servers import running_servers
-from tests.harness.service import Service, running_api, running_service
+from tests.harness.service import Service, running_api
 
 Customer = dict[str, Any]
 
@@ -104,13 +102,10 @@ def test_a_repeat_whose_result_is_no_longer_kept_is_submitted_anew(
         assert repeats != {first}
 
 
-@pytest.mark.parametrize("servers_name", ["valkey", "rabbitmq"])
-def test_a_failed_publish_releases_the_key(servers_name: str, tmp_path: Path, customer: Customer, key: str) -> None:
-    need(servers_name)
-    with running_servers(servers_name, tmp_path) as own, running_service(own, tmp_path) as service:
-        with own.broker.paused(), ThreadPoolExecutor(5) as pool:
-            answers = list(pool.map(lambda _: service.post(customer, Idempotency_Key=key), range(5)))
-        assert {answer.status_code for answer in answers} <= {503, 409}
-        until(lambda: service.post(customer, Idempotency_Key=key).status_code == 202)
-        task_id = service.post(customer, Idempotency_Key=key).json()["task_id"]
-        assert service.ended(task_id).status_code == 200
+def test_a_failed_publish_releases_the_key(service: Service, customer: Customer, key: str) -> None:
+    with service.servers.broker.paused(), ThreadPoolExecutor(5) as pool:
+        answers = list(pool.map(lambda _: service.post(customer, Idempotency_Key=key), range(5)))
+    assert {answer.status_code for answer in answers} <= {503, 409}
+    until(lambda: service.post(customer, Idempotency_Key=key).status_code == 202)
+    task_id = service.post(customer, Idempotency_Key=key).json()["task_id"]
+    assert service.ended(task_id).status_code == 200

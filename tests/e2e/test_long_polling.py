@@ -12,10 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from celery_task_app.store.predictions import COMPLETIONS
-from tests.conftest import need
-from tests.harness.processes import until
-from tests.harness.servers import redis_answers, running_servers
-from tests.harness.service import Service, running_api, running_service
+from tests.harness.service import Service, running_api
 
 Customer = dict[str, Any]
 WAIT = "wait=20"
@@ -110,68 +107,3 @@ def test_a_waiter_of_a_deleted_prediction_is_410(service: Service, customer: Cus
         with waiter(service, task_id) as client:
             assert service.delete(task_id).status_code == 204
             assert client.getresponse().status == 410
-
-
-@pytest.fixture(params=["valkey", "rabbitmq"])
-def fragile(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Service]:
-    """A service with two waiters at most on servers of its own, because the test breaks them."""
-    need(request.param)
-    with (
-        running_servers(request.param, tmp_path) as own,
-        running_service(own, tmp_path, MAX_WAITERS="2") as running,
-    ):
-        yield running
-
-
-def test_waiters_survive_a_restart_of_the_result_store_and_end_with_their_connections(
-    fragile: Service, customer: Customer
-) -> None:
-    with ExitStack() as stack:
-        with fragile.worker.paused():
-            # Two waiters are the most; a third request is answered at once.
-            ids = [fragile.predict(customer) for _ in range(2)]
-            waiters = [stack.enter_context(waiter(fragile, task_id)) for task_id in ids]
-            response = fragile.result(ids[0], Prefer=WAIT)
-            assert response.status_code == 202
-            assert "preference-applied" not in response.headers
-
-            store = fragile.servers.store
-            store.kill()
-            store.start()
-            until(lambda: redis_answers(urlsplit(fragile.servers.backend_uri).port))
-        assert {client.getresponse().status for client in waiters} == {200}
-
-    with ExitStack() as stack:
-        with fragile.worker.paused():
-            # A waiter ends when its client disconnects.
-            task_id = until(lambda: task_id_if_accepted(fragile, customer))
-            for _ in range(2):
-                with waiter(fragile, task_id):
-                    pass
-            until(lambda: "preference-applied" in fragile.result(task_id, Prefer="wait=1").headers)
-
-            # An API that stops answers its waiters at once.
-            client = stack.enter_context(waiter(fragile, task_id))
-            started = time.monotonic()
-            fragile.api.stop()
-            assert time.monotonic() - started < 15
-        assert client.getresponse().status == 202
-
-
-def test_a_waiting_post_returns_its_task_id_if_the_result_store_goes_away(
-    fragile: Service, customer: Customer, pool: ThreadPoolExecutor
-) -> None:
-    with fragile.worker.paused():
-        waiting = pool.submit(fragile.post, customer, Prefer="wait=5")
-        with fragile.servers.redis() as client:
-            until(lambda: client.keys("celery-task-meta-*"))
-        until(lambda: not fragile.servers.is_empty())
-        with fragile.servers.store.paused():
-            answer = waiting.result(timeout=20)
-    assert answer.status_code == 202, answer.text
-    assert fragile.ended(answer.json()["task_id"]).status_code == 200
-
-
-def task_id_if_accepted(service: Service, customer: Customer) -> str:
-    """Return the task id of a customer, or nothing while the servers restart."""
-    return str(service.post(customer).json().get("task_id", ""))

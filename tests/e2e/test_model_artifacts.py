@@ -87,7 +87,7 @@ def test_an_unusable_model_stops_the_worker_with_one_error(
     api: Service, model: Path, damage: Callable[[Path], None], reason: str
 ) -> None:
     damage(model)
-    code, log = run_to_the_end(api.servers, model, WARM_UP="true")
+    code, log = run_to_the_end(api.servers, model)
     (error,) = [line.partition("the worker stops: ")[2] for line in log.splitlines() if "worker stops" in line]
     assert code == 1
     assert reason in error
@@ -100,7 +100,7 @@ def test_an_unusable_model_stops_the_worker_with_one_error(
 def test_golden_rows_with_other_probabilities_stop_the_worker(api: Service, model: Path) -> None:
     golden = [row | {"probability": 0.5} for row in MANIFEST["golden"]]
     model.with_suffix(".json").write_text(json.dumps(MANIFEST | {"golden": golden}))
-    code, log = run_to_the_end(api.servers, model, WARM_UP="true")
+    code, log = run_to_the_end(api.servers, model)
     assert code == 1
     assert "for golden row 0" in log
 

@@ -89,6 +89,8 @@ def test_other_fields_are_ignored(service: Service, customer: dict[str, Any]) ->
 
 def test_the_model_is_described_with_the_version_of_its_predictions(service: Service, customer: dict[str, Any]) -> None:
     body = service.get("/churn/model").json()
+    (in_use,) = body.pop("in_use")
+    assert in_use == {"version": MANIFEST["version"], "sha256": MANIFEST["sha256"], "workers": 1}
     shown = set(body) - {"training"}
     assert {name: body[name] for name in shown} == {name: MANIFEST[name] for name in shown}
     assert {"description", "intended_use", "limits", "features", "scores", "spread", "calibration"} <= shown

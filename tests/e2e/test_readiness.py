@@ -37,7 +37,13 @@ def test_readiness_names_each_part(service: Service) -> None:
     assert name.startswith("celery@")
     assert abs(status.pop("clock_skew_s")) < 1
     queues = ["churn", "churn.batch", "churn.dead"]
-    assert status == {"model": "loaded", "detail": MANIFEST["version"], "queues": queues}
+    assert status == {
+        "model": "loaded",
+        "detail": MANIFEST["version"],
+        "queues": queues,
+        "sha256": MANIFEST["sha256"],
+        "explains": True,
+    }
 
 
 # Each of these takes 15 s, and does not depend on the broker.

@@ -14,6 +14,9 @@ from tests.harness.processes import until
 from tests.harness.servers import Servers
 from tests.harness.service import Service, running_service
 
+# The processes share state through the result store. tests/e2e/test_workers.py has two workers on each broker.
+pytestmark = pytest.mark.parametrize("servers", ["rabbitmq"], indirect=True)
+
 Customer = dict[str, Any]
 
 

@@ -1,6 +1,7 @@
 """Withdrawn predictions: DELETE and deadlines are terminal states that no result replaces."""
 
-import time
+import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -9,9 +10,13 @@ from celery.result import AsyncResult
 
 from api.http.problems import ProblemType
 from celery_task_app.errors import Deleted, Expired
+from celery_task_app.store.celery_meta import key_of
 from tests.harness.assertions import assert_problem
 from tests.harness.processes import until
 from tests.harness.service import Service
+
+# The broker plays no role. tests/integration/test_prediction_store.py has the states on Redis too.
+pytestmark = pytest.mark.parametrize("servers", ["valkey"], indirect=True)
 
 Customer = dict[str, Any]
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
@@ -19,6 +24,18 @@ UNKNOWN = "00000000-0000-4000-8000-000000000000"
 
 def celery_result(service: Service, task_id: str) -> AsyncResult:
     return AsyncResult(task_id, app=Celery(backend=service.servers.backend_uri))
+
+
+def deadline_of(service: Service, task_id: str) -> float:
+    """Return the deadline of a queued prediction, in seconds of the result store's clock."""
+    with service.servers.redis() as client:
+        return float(json.loads(client.get(key_of(task_id)))["deadline"])
+
+
+def await_clock(service: Service, deadline: float) -> None:
+    """Wait until the result store's clock has passed a deadline."""
+    with service.servers.redis() as client:
+        until(lambda: client.time() > (int(deadline), 1_000_000 * (deadline % 1)))
 
 
 def test_a_deleted_result_is_410(service: Service, customer: Customer) -> None:
@@ -41,10 +58,15 @@ def test_a_queued_prediction_that_is_deleted_stays_deleted(service: Service, cus
 
 
 def test_a_deletion_wins_every_race_with_the_worker(service: Service, customer: Customer) -> None:
-    ids = [service.predict(customer) for _ in range(100)]
-    for number, task_id in enumerate(ids):
-        time.sleep(0.001 * (number % 10))
+    def withdraw(number: int) -> str:
+        task_id = service.predict(customer)
+        for _ in range(number % 5):  # each takes some milliseconds, so deletions come before, at and after the result
+            service.result(task_id)
         assert service.delete(task_id).status_code == 204
+        return task_id
+
+    with ThreadPoolExecutor(8) as pool:
+        ids = list(pool.map(withdraw, range(100)))
     service.ended(service.predict(customer))
     for task_id in ids:
         assert_problem(service.result(task_id), ProblemType.DELETED)
@@ -71,16 +93,18 @@ def test_a_prediction_that_misses_its_deadline_stays_expired(service: Service, c
 def test_the_worker_expires_an_overdue_prediction_that_no_client_fetches(service: Service, customer: Customer) -> None:
     with service.worker.paused():
         task_id = service.predict(customer, Cancel_After="1")
-        time.sleep(1.1)  # until the deadline has passed
+        await_clock(service, deadline_of(service, task_id))
     until(lambda: celery_result(service, task_id).state == "REVOKED")
     with pytest.raises(Expired):
         celery_result(service, task_id).get(timeout=30)
 
 
 def test_a_result_within_the_deadline_does_not_expire(service: Service, customer: Customer) -> None:
-    task_id = service.predict(customer, Cancel_After="4")
+    with service.worker.paused():
+        task_id = service.predict(customer, Cancel_After="4")
+        deadline = deadline_of(service, task_id)
     service.ended(task_id)
-    time.sleep(4.1)  # until the deadline has passed
+    await_clock(service, deadline)
     assert service.result(task_id).status_code == 200
 
 

@@ -4,16 +4,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import need
 from tests.harness import marked_model
 from tests.harness.processes import ROOT, await_connections, until
-from tests.harness.servers import Servers, running_servers
+from tests.harness.servers import Servers
 from tests.harness.service import Service, running_service
 
 
@@ -25,25 +23,24 @@ def inspect(service: Service, command: str) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.fixture(params=["valkey", "rabbitmq"])
-def own_servers(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Servers]:
-    """Servers of a test's own: it counts all workers, or stops the broker."""
-    need(request.param)
-    with running_servers(request.param, tmp_path) as servers:
-        yield servers
+@pytest.fixture
+def cleared(servers: Servers) -> Servers:
+    """Servers that know no worker of an earlier test, because a test counts all workers."""
+    servers.clear()
+    return servers
 
 
 @pytest.mark.parametrize("remote_control", ["false", "true"])
 def test_two_workers_of_one_host_both_consume(
-    own_servers: Servers, tmp_path: Path, customer: dict[str, Any], remote_control: str
+    cleared: Servers, tmp_path: Path, customer: dict[str, Any], remote_control: str
 ) -> None:
     settings = {"MODEL_PATH": str(marked_model.save(tmp_path)), "REMOTE_CONTROL": remote_control}
     (tmp_path / "second").mkdir()
     other_model = str(marked_model.save(tmp_path / "second", marked_model.SlowModel(per_customer_s=0)))
-    second = Service(own_servers, tmp_path / "second", {"WARM_UP": "true", **settings, "MODEL_PATH": other_model})
-    with running_service(own_servers, tmp_path, **settings) as first, second.worker.running():
+    second = Service(cleared, tmp_path / "second", {**settings, "MODEL_PATH": other_model})
+    with running_service(cleared, tmp_path, **settings) as first, second.worker.running():
         until(lambda: len(first.readiness()["workers"]) == 2)
-        if own_servers.name == "rabbitmq":
+        if cleared.name == "rabbitmq":
             until(lambda: first.readiness()["consumers"] == {"churn": 2, "churn.batch": 2})
 
         versions = set()
@@ -58,16 +55,16 @@ def test_two_workers_of_one_host_both_consume(
         assert "RESOURCE_LOCKED" not in first.worker.text() + second.worker.text()
 
 
-def test_no_worker_obeys_a_program_on_the_broker(own_servers: Servers, tmp_path: Path) -> None:
-    with running_service(own_servers, tmp_path) as service:
+def test_no_worker_obeys_a_program_on_the_broker(cleared: Servers, tmp_path: Path) -> None:
+    with running_service(cleared, tmp_path) as service:
         assert "pong" not in inspect(service, "ping")
 
 
 def test_remote_control_answers_without_the_values_of_customers(
-    own_servers: Servers, tmp_path: Path, customer: dict[str, Any]
+    cleared: Servers, tmp_path: Path, customer: dict[str, Any]
 ) -> None:
     settings = {"MODEL_PATH": str(marked_model.save(tmp_path)), "REMOTE_CONTROL": "true"}
-    with running_service(own_servers, tmp_path, "tests.harness.workers.late", **settings) as service:
+    with running_service(cleared, tmp_path, "tests.harness.workers.late", **settings) as service:
         assert "pong" in inspect(service, "ping")
         sleeping = {**customer, "Customer_Age": marked_model.SLEEPS, "Credit_Limit": 987654.5}
         task_ids = [service.predict(sleeping) for _ in range(4)]
@@ -82,16 +79,16 @@ def test_remote_control_answers_without_the_values_of_customers(
 
 
 def test_a_worker_consumes_within_seconds_of_the_return_of_the_broker(
-    own_servers: Servers, tmp_path: Path, customer: dict[str, Any]
+    cleared: Servers, tmp_path: Path, customer: dict[str, Any]
 ) -> None:
-    with running_service(own_servers, tmp_path, MODEL_PATH=str(marked_model.save(tmp_path))) as service:
+    with running_service(cleared, tmp_path, MODEL_PATH=str(marked_model.save(tmp_path))) as service:
         # RabbitMQ 3.10 never finds a leader for a queue that is lost just after its declaration.
         started = time.monotonic()
         until(lambda: service.post(customer, Prefer="wait=5").ok and time.monotonic() - started > 4)
-        own_servers.broker.kill()
+        cleared.broker.kill()
         # Celery's own pauses are 2, 4, 6 ... s; after 7 s the next one is longer than the limit of this test.
-        await_connections(own_servers.broker_port, 5)
-        own_servers.broker.start()
+        await_connections(cleared.broker_port, 5)
+        cleared.broker.start()
         until(lambda: service.post(customer).status_code == 202, within_s=60)
         accepted = time.monotonic()
         assert service.post(customer, Prefer="wait=20").status_code == 200

@@ -27,6 +27,7 @@ REFUSALS = {429, 503}
 LOOK_PERIOD_S = 1
 LOOK_TIMEOUT_S = 3
 POLL_PERIOD_S = 0.25
+REPEAT_AFTER_S = 0.05  # after the response that a prediction has not ended
 POLL_WAIT_S = 2
 IN_FLIGHT = 200  # requests; more than the load sends in the 3 s that a response may take
 
@@ -157,7 +158,7 @@ class Ledger:
         deadline = started + ALL_ENDED_WITHIN_S
         while self._pending and time.monotonic() < deadline:
             if not self._fetch():
-                time.sleep(0.01)
+                time.sleep(REPEAT_AFTER_S)
         self.row.lost += len(self._pending)
         self.details += [f"{task_id}: never ended" for task_id, _, _ in self._pending]
         while left := {queue: count for queue, count in self.service.servers.messages().items() if count}:
@@ -274,7 +275,7 @@ class Ledger:
     def _fetch_all(self) -> None:
         while not self._stopped.is_set():
             if not (self._pending and self._fetch()):
-                self._stopped.wait(0.01)
+                self._stopped.wait(REPEAT_AFTER_S)
 
     def _probe(self) -> None:
         while not self._stopped.wait(0.05):

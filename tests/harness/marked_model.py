@@ -63,6 +63,13 @@ class SlowModel(MarkedModel):
         return super().predict_proba(customers)
 
 
+class InvertedModel(SlowModel):
+    """A model whose probability is 1 - Total_Trans_Ct / 1000."""
+
+    def predict_proba(self, customers: pd.DataFrame) -> np.ndarray:
+        return super().predict_proba(customers)[:, ::-1]
+
+
 @dataclass
 class SlowToLoad(MarkedModel):
     """A model that takes seconds to unpickle."""

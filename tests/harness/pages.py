@@ -123,3 +123,9 @@ class Page:
 def all_pages() -> list[Page]:
     """Return README.md and the pages of docs/, without the decision records."""
     return [Page(ROOT / "README.md"), *map(Page, sorted((ROOT / "docs").glob("*.md")))]
+
+
+def matches(output: str, shown: str) -> bool:
+    """Return whether an output is the shown one, in which `…` is any text, and white space does not count."""
+    parts = re.split(r"…|\.\.\.", "".join(shown.split()))
+    return bool(re.fullmatch(".*".join(map(re.escape, parts)), "".join(output.split())))

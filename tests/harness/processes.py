@@ -50,31 +50,42 @@ def await_connections(port: int, count: int) -> None:
                 pass
 
 
-def until(condition: Callable[[], T], within_s: float = 30, every_s: float = 0.02) -> T:
+def until(condition: Callable[[], T], within_s: float = 30, every_s: float = 0.02, at_most_s: float = 0.2) -> T:
     """Return the first true value of a condition.
 
     Args:
         condition: it is called again and again.
         within_s: seconds after which the test fails.
-        every_s: seconds between two calls.
+        every_s: least seconds between two calls.
+        at_most_s: most seconds; a pause is a tenth of the time so far, because other tests need the cores.
 
     Raises:
         AssertionError: no value was true in time.
     """
-    deadline = time.monotonic() + within_s
+    started = time.monotonic()
     while not (value := condition()):
-        assert time.monotonic() < deadline, f"not true within {within_s} s: {condition}"
-        time.sleep(every_s)
+        waited_s = time.monotonic() - started
+        assert waited_s < within_s, f"not true within {within_s} s: {condition}"
+        time.sleep(max(every_s, min(waited_s / 10, at_most_s)))
     return value
 
 
 @dataclass
 class Process:
-    """A program that can be started, frozen, stopped, killed and started again."""
+    """A program that can be started, frozen, stopped, killed and started again.
+
+    Attributes:
+        command: its words.
+        log: the file for its output.
+        env: variables in addition to those of this process.
+        cwd: its working directory. The commands of the service need the repository; a server writes files there.
+        popen: the running program, or the last one.
+    """
 
     command: Sequence[str]
     log: Path
     env: Mapping[str, str] = field(default_factory=dict)
+    cwd: Path = ROOT
     popen: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -84,7 +95,7 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                cwd=ROOT,
+                cwd=self.cwd,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **self.env},
                 start_new_session=True,
             )

@@ -24,11 +24,17 @@ class Proxy:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._open: set[socket.socket] = set()
         self._sent: dict[socket.socket, bytes] = {}  # the first bytes of each client
+        self._last: dict[socket.socket, bytes] = {}  # the last bytes of each client
         self._silent: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
         self.port = int(self._listener.getsockname()[1])
+
+    def is_forwarding(self, sent: bytes) -> bool:
+        """Tell whether these bytes are in the last piece that a client has sent on an open connection."""
+        with self._lock:
+            return any(sent in piece for piece in self._last.values())
 
     def silence(self, sent: bytes) -> None:
         """Forward nothing more on the open connections whose client has sent these bytes; close none of them."""
@@ -80,6 +86,7 @@ class Proxy:
         with self._lock:
             self._open -= {client, server}
             self._sent.pop(client, None)
+            self._last.pop(client, None)
             self._silent.discard(client)
         client.close()
         server.close()
@@ -89,6 +96,7 @@ class Proxy:
             while piece := source.recv(65_536):
                 if source is client:
                     with self._lock:
+                        self._last[client] = piece
                         self._sent[client] = (self._sent.get(client, b"") + piece)[:_KEPT_BYTES]
                     self._left -= len(piece)
                     if self._left < 0:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-SOON_S = 2
+SOON_S = 1  # an answer is at most a second old, and asked for once a second: both together are the free looks
 LATE_S = 5
 FREE_LOOKS = 2
 

@@ -50,8 +50,9 @@ class Servers:
 
     def rabbitmqctl(self, *arguments: str) -> str:
         command = [str(rabbitmq_program("rabbitmqctl")), "--quiet", *arguments]
+        env = {**os.environ, **self.broker.env}
         done = subprocess.run(
-            command, env={**os.environ, **self.broker.env}, capture_output=True, text=True, check=False, timeout=60
+            command, cwd=self.broker.cwd, env=env, capture_output=True, text=True, check=False, timeout=60
         )
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
@@ -176,7 +177,9 @@ def start_redis(folder: Path, program: str, disk: Path | None = None, more: Sequ
     port = free_port()
     options = {"port": str(port), "dir": str(disk or folder), "appendonly": "yes", "save": "", "bind": "127.0.0.1"}
     server = Process(
-        [program, *(x for key, value in options.items() for x in (f"--{key}", value)), *more], folder / "log"
+        [program, *(x for key, value in options.items() for x in (f"--{key}", value)), *more],
+        folder / "log",
+        cwd=folder,
     )
     server.start()
     until(lambda: redis_answers(port))
@@ -215,10 +218,12 @@ def start_rabbitmq(folder: Path, disk: Path | None = None, **more: str) -> tuple
         "RABBITMQ_LOG_BASE": str(folder / "log"),
         "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
         "ERL_EPMD_PORT": str(epmd_port),
+        # Idle threads of Erlang spin for a while by default, and take the cores from the processes under test.
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+sbwt none +sbwtdcpu none +sbwtdio none",
         "HOME": str(folder),
         **more,
     }
-    server = Process([str(rabbitmq_program("rabbitmq-server"))], folder / "server.log", env)
+    server = Process([str(rabbitmq_program("rabbitmq-server"))], folder / "server.log", env, cwd=folder)
     server.start()
     uri = f"amqp://guest:guest@127.0.0.1:{port}//"
     until(lambda: rabbitmq_answers(uri), within_s=60, every_s=0.2)

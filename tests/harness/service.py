@@ -179,7 +179,7 @@ def running_service(
     servers: Servers, folder: Path, celery_app: str = "celery_task_app.worker", **settings: str
 ) -> Iterator[Service]:
     """Start an API and a worker; write the ends of their logs to standard error if a test fails."""
-    service = Service(servers, folder, {"WARM_UP": "true", **settings}, celery_app)
+    service = Service(servers, folder, settings, celery_app)
     try:
         service.start()
         yield service

@@ -66,7 +66,13 @@ def disk_full(ledger: Ledger) -> Iterator[None]:
     if servers.name == "rabbitmq":  # The alarm must come too late.
         servers.rabbitmqctl("set_disk_free_limit", "1000")
     try:
-        fill(filler)
+        refused = ledger.refusals()
+
+        def is_refused() -> bool:
+            fill(filler)  # again and again: the broker deletes files of its own, which frees space
+            return ledger.refusals() > refused
+
+        until(is_refused, within_s=60)
         yield
     finally:
         filler.unlink()
@@ -81,8 +87,8 @@ def disk_full(ledger: Ledger) -> Iterator[None]:
 
 
 def fill(path: Path) -> None:
-    """Write a file until its disk is full."""
-    with path.open("wb", buffering=0) as file:
+    """Append to a file until its disk is full."""
+    with path.open("ab", buffering=0) as file:
         for size in (2**20, 1):
             try:
                 for _ in range(2 * DISK_MIB):

@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +49,14 @@ def serving(settings: Settings) -> Iterator[Client]:
 
 
 @contextlib.contextmanager
-def opened_delivery(broker_uri: str, backend_uri: str) -> Iterator[DeliveryPolicy]:
-    """Yield a delivery policy on connections of its own."""
+def opened_delivery(
+    broker_uri: str, backend_uri: str, example: Mapping[str, object] | None = None
+) -> Iterator[DeliveryPolicy]:
+    """Yield a delivery policy on connections of its own, which tries a model with an example if it has one."""
     stores = Stores(PredictionStore(connect(backend_uri), TTL_S), BatchStore(connect(backend_uri), TTL_S))
-    with contextlib.closing(DeliveryPolicy(stores, Publisher(publisher_connection(broker_uri)))) as policy:
+    with contextlib.closing(
+        DeliveryPolicy(stores, Publisher(publisher_connection(broker_uri)), lambda: example)
+    ) as policy:
         yield policy
 
 

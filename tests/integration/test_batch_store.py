@@ -81,7 +81,7 @@ def test_an_unknown_batch_stores_no_result(store: BatchStore, client: redis.Redi
 
 def test_a_new_batch_has_all_rows_pending(servers: Servers, store: BatchStore, batch_id: str) -> None:
     store.create(batch_id, 4, 2)
-    new = StoredBatch(is_deleted=False, total=4, done=0, failed=0, chunks=2, model_version=None)
+    new = StoredBatch(is_deleted=False, total=4, done=0, failed=0, chunks=2, model_version=None, model_versions={})
     assert find(servers.backend_uri, batch_id) == new
     assert not new.is_finished
     assert store.pending(batch_id, 0, [0, 1]) == {0, 1}
@@ -99,7 +99,9 @@ def test_results_come_in_the_order_of_the_rows(servers: Servers, store: BatchSto
     for chunk in range(7):
         expected += [ScoredRow(2 * chunk, chunk / 10, None), ScoredRow(2 * chunk + 1, None, "InvalidPrediction")]
     assert results(servers.backend_uri, batch_id) == expected
-    finished = StoredBatch(is_deleted=False, total=14, done=14, failed=7, chunks=7, model_version="v1")
+    finished = StoredBatch(
+        is_deleted=False, total=14, done=14, failed=7, chunks=7, model_version="v1", model_versions={"v1": 7}
+    )
     assert find(servers.backend_uri, batch_id) == finished
     assert finished.is_finished
 
@@ -139,6 +141,18 @@ def test_failed_attempts_leave_the_model_version_of_the_last_success(
     batch = find(servers.backend_uri, batch_id)
     assert batch is not None
     assert batch.model_version == "v1"
+
+
+def test_the_rows_of_each_model_version_are_counted_once(servers: Servers, store: BatchStore, batch_id: str) -> None:
+    store.create(batch_id, 7, 3)
+    store.finish(batch_id, 0, {0: 0.5, 1: 0.5, 2: FAILURE}, "v1")
+    store.finish(batch_id, 0, {0: 0.7, 1: 0.7, 2: 0.7}, "v2")  # redelivered, and stored already
+    store.finish(batch_id, 1, {3: 0.5, 4: 0.5}, "v2")
+    store.finish(batch_id, 2, {5: 0.5}, "v1")
+    store.finish(batch_id, 2, {6: FAILURE}, "v3")
+    batch = find(servers.backend_uri, batch_id)
+    assert batch is not None
+    assert (batch.model_version, batch.model_versions) == ("v1", {"v1": 3, "v2": 2})
 
 
 def test_every_key_of_a_batch_has_the_ttl_of_the_batch(store: BatchStore, client: redis.Redis, batch_id: str) -> None:

@@ -16,7 +16,7 @@ import pytest
 from kombu import Queue
 
 from celery_task_app.consumer.delivery import MAX_RETRIES, DeliveryPolicy
-from celery_task_app.errors import Deleted, Unavailable
+from celery_task_app.errors import Deleted, ModelError, TrialFailed, Unavailable
 from celery_task_app.messaging.messages import (
     ChunkMessage,
     Features,
@@ -195,6 +195,58 @@ def test_a_faulty_customer_fails_alone(
     stored = prediction_store.look_up(predictions.ids)
     assert stored.pop(faulty) == StoredPrediction(State.FAILURE, error="InvalidPrediction")
     assert {one.state for one in stored.values() if one is not None} == {State.SUCCESS}
+
+
+def new_message(prediction_store: PredictionStore, *customers: dict[str, Any]) -> PredictionMessage:
+    """Return a message with queued predictions."""
+    requests = {str(uuid4()): PredictionRequest(customer) for customer in customers}
+    prediction_store.mark_queued(dict.fromkeys(requests, 3600))
+    return PredictionMessage(requests)
+
+
+def states(prediction_store: PredictionStore, message: PredictionMessage) -> set[State]:
+    stored = prediction_store.look_up(message.ids)
+    return {prediction.state for prediction in stored.values() if prediction is not None}
+
+
+def test_a_model_that_fails_for_three_whole_messages_in_a_row_has_failed(
+    delivery: DeliveryPolicy, model: ChurnModel, prediction_store: PredictionStore, customer: dict[str, Any]
+) -> None:
+    bad = {**customer, "Gender": "X"}
+    failed = [new_message(prediction_store, bad, bad) for _ in range(4)]
+    process(delivery, failed[0], model)
+    process(delivery, failed[1], model)
+    process(delivery, new_message(prediction_store, bad, customer), model)  # one of its customers is predicted
+    process(delivery, failed[2], model)
+    process(delivery, failed[3], model)
+    assert {State.FAILURE} == set().union(*(states(prediction_store, message) for message in failed))
+    last = new_message(prediction_store, bad, bad)
+    with pytest.raises(ModelError, match="every customer of 3 messages in a row"):
+        process(delivery, last, model)
+    assert states(prediction_store, last) == {State.QUEUED}
+
+
+def test_a_model_that_fails_for_a_whole_message_and_for_its_example_has_failed(
+    servers: Servers, model: ChurnModel, prediction_store: PredictionStore, customer: dict[str, Any]
+) -> None:
+    bad = {**customer, "Gender": "X"}
+    message = new_message(prediction_store, bad)
+    with (
+        opened_delivery(servers.broker_uri, servers.backend_uri, bad) as delivery,
+        pytest.raises(TrialFailed, match="unknown gender"),
+    ):
+        process(delivery, message, model)
+    assert states(prediction_store, message) == {State.QUEUED}
+
+
+def test_customers_who_fail_alone_do_not_stop_a_model_that_predicts_its_example(
+    servers: Servers, model: ChurnModel, prediction_store: PredictionStore, customer: dict[str, Any]
+) -> None:
+    with opened_delivery(servers.broker_uri, servers.backend_uri, customer) as delivery:
+        for _ in range(5):
+            message = new_message(prediction_store, {**customer, "Gender": "X"})
+            process(delivery, message, model)
+            assert states(prediction_store, message) == {State.FAILURE}
 
 
 def test_only_pending_predictions_are_computed(

@@ -12,8 +12,9 @@ import pytest
 from tests.harness.processes import ROOT
 
 OURS = {"api", "app", "benchmarks", "celery_task_app", "models", "test_client", "tests"}
-ML_LIBRARIES = {"joblib", "lightgbm", "numpy", "pandas", "scipy", "sklearn"}
+ML_LIBRARIES = {"catboost", "joblib", "lightgbm", "numpy", "optuna", "pandas", "scipy", "sklearn"}
 WEB_FRAMEWORKS = {"fastapi", "starlette", "uvicorn"}
+SHIPPED = ROOT / "celery_task_app" / "ml" / "artifacts" / "churn.joblib"
 MODULES = [
     *(ROOT / name for name in ("app.py", "models.py", "test_client.py")),
     *(path for package in ("api", "celery_task_app") for path in sorted((ROOT / package).rglob("*.py"))),
@@ -97,6 +98,36 @@ def test_the_main_process_of_a_worker_loads_no_ml_library(tmp_path: Path) -> Non
 def test_a_worker_and_its_health_check_load_no_web_framework(tmp_path: Path) -> None:
     worker = "import celery_task_app.tasks, celery_task_app.consumer.consumer, celery_task_app.consumer.healthcheck"
     assert not loaded_by(worker, tmp_path) & WEB_FRAMEWORKS
+
+
+@pytest.mark.parametrize("module", ["celery_task_app.ml.artifact", "celery_task_app.ml.model"])
+def test_checking_a_model_loads_no_ml_library(module: str, tmp_path: Path) -> None:
+    statement = f"""
+from pathlib import Path
+import {module}
+from celery_task_app.ml.artifact import check_artifact, read_manifest
+check_artifact(Path({str(SHIPPED)!r}))
+read_manifest(Path({str(SHIPPED)!r}))
+"""
+    assert not loaded_by(statement, tmp_path) & ML_LIBRARIES
+
+
+def test_unpickling_a_model_imports_no_training_code(tmp_path: Path) -> None:
+    program = f"import joblib, json, sys; joblib.load({str(SHIPPED)!r}); print(json.dumps(sorted(sys.modules)))"
+    modules = set(run(program, tmp_path))
+    assert {name for name in modules if name.startswith("celery_task_app.ml.")} == {"celery_task_app.ml.features"}
+    assert not modules & {"catboost", "optuna"}
+
+
+def test_a_loaded_model_uses_one_thread(tmp_path: Path) -> None:
+    program = f"""
+import json, os
+from pathlib import Path
+from celery_task_app.ml.artifact import load_artifact
+load_artifact(Path({str(SHIPPED)!r}))
+print(json.dumps(os.environ["OMP_NUM_THREADS"]))
+"""
+    assert run(program, tmp_path) == "1"
 
 
 STATE = """

@@ -59,8 +59,7 @@ def saved(pipeline: object, folder: Path, name: str = "mine") -> Path:
 
 
 def packaged(model: Path, sample: Path, **options: Any) -> dict[str, Any]:
-    defaults: dict[str, Any] = {"name": "mine", "version": None, "threshold": None}
-    return package(model, sample, model.parent / "out", **(defaults | options))
+    return package(model, sample, model.parent / "out", name="mine", **options)
 
 
 def test_a_packaged_model_is_described_and_verified(model: Path, sample: Path, table: pd.DataFrame) -> None:
@@ -78,6 +77,19 @@ def test_a_packaged_model_is_described_and_verified(model: Path, sample: Path, t
     assert json.loads((model.parent / "out" / "mine.json").read_text()) == manifest
     served = ChurnModel(model.parent / "out" / "mine.joblib")
     assert (served.version, served.has_trial) == (manifest["version"], True)
+
+
+def test_a_category_of_digits_is_text_if_it_is_named(table: pd.DataFrame, churned: Any, tmp_path: Path) -> None:
+    table = table.assign(postal_code=["01067", "10115"] * 50)[["age", "postal_code"]]
+    table.to_csv(tmp_path / "codes.csv", index=False)
+    columns = make_column_transformer((OneHotEncoder(), ["postal_code"]), remainder="passthrough")
+    model = saved(make_pipeline(columns, LogisticRegression(max_iter=5000)).fit(table, churned), tmp_path)
+    with pytest.raises(NotServable, match="can't predict the sample"):
+        packaged(model, tmp_path / "codes.csv")
+    manifest = packaged(model, tmp_path / "codes.csv", categories=["postal_code"])
+    assert manifest["features"][1] == {"name": "postal_code", "type": "category", "categories": ["01067", "10115"]}
+    served = model.parent / "out" / "mine.joblib"
+    assert compare(served, served, tmp_path / "codes.csv", None).startswith("100 customers; ")
 
 
 def test_rows_without_a_value_are_left_out(model: Path, table: pd.DataFrame, tmp_path: Path) -> None:
@@ -107,6 +119,17 @@ class Relative:
         return np.column_stack((1 - churn, churn))
 
 
+class OnlyIntegers:
+    """A classifier that takes no floats, and a worker makes a float of each number."""
+
+    classes_ = (0, 1)
+
+    def predict_proba(self, customers: pd.DataFrame) -> Any:
+        if customers["age"].dtype != int:
+            raise TypeError("age is no integer")
+        return np.full((len(customers), 2), 0.5)
+
+
 class Broken:
     classes_ = (0, 1)
 
@@ -120,6 +143,7 @@ class Broken:
         ({}, "has no predict_proba"),
         (Undecided(), "when it is asked again: fix its random state"),
         (Relative(), "when it is asked alone"),
+        (OnlyIntegers(), r"with a float for each number .*age is no integer"),
         (Broken(), r"can't predict the sample .*KeyError.*shoe size"),
         (
             LogisticRegression().fit([[1.0], [2.0], [3.0]], [0, 1, 2]),
@@ -141,6 +165,9 @@ def test_a_sample_without_a_column_or_rows_is_refused(model: Path, table: pd.Dat
     table.drop(columns=["age", "color"]).to_csv(tmp_path / "narrow.csv", index=False)
     with pytest.raises(NotServable, match="lacks the columns age, color"):
         packaged(model, tmp_path / "narrow.csv")
+    table.assign(**{"shoe size": 40}).to_csv(tmp_path / "names.csv", index=False)
+    with pytest.raises(NotServable, match="can have the name of the columns 'shoe size'"):
+        packaged(saved(Undecided(), tmp_path, "no_names"), tmp_path / "names.csv")
     table.head(1).to_csv(tmp_path / "short.csv", index=False)
     with pytest.raises(NotServable, match="has 1 complete rows"):
         packaged(model, tmp_path / "short.csv")
@@ -173,9 +200,9 @@ def test_the_command_prints_the_schema_to_paste_and_how_to_serve(model: Path, sa
     done = run("-m", "celery_task_app.cli.package", str(model), "--sample", str(sample))
     assert done.returncode == 0, done.stderr
     assert "The model does not fit models.py: the model needs age, which `Customer` lacks" in done.stdout
-    assert '    color: Literal["NA", "blue", "red"]' in done.stdout
-    assert "    is_member: Annotated[int, Field(ge=0, le=1)]" in done.stdout
-    assert "CUSTOMER = {'age': " in done.stdout
+    assert '    color: Literal["NA", "blue", "red"] = Field(examples=["' in done.stdout
+    assert "    is_member: int = Field(ge=0, le=1, examples=[" in done.stdout
+    assert 'CUSTOMER = {"age": ' in done.stdout
     assert done.stdout.endswith(f"Serve it: MODEL_PATH={model} make run\n")
     refused = run("-m", "celery_task_app.cli.package", str(model), "--sample", "none.csv")
     assert refused.returncode == 1

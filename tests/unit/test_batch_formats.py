@@ -269,13 +269,13 @@ def test_a_wide_header_with_a_repeated_name_is_refused_at_once() -> None:
         slices(",".join(f'"{name}\n"' for name in names), CSV)
 
 
-@pytest.mark.parametrize("media_type", [CSV, NDJSON])
-def test_many_blank_lines_are_many_short_steps(customer: Row, media_type: str) -> None:
-    body = AS_TEXT[media_type]([customer]) + "\n" * 220_000
-    parsed = slices(body, media_type)
-    assert len(parsed) > 20
+@pytest.mark.parametrize(
+    ("media_type", "blank"), [(CSV, "\n"), (CSV, BLANK_ROW), (NDJSON, "\n")], ids=["csv", "csv-cells", "ndjson"]
+)
+def test_many_blank_lines_are_many_short_steps(customer: Row, media_type: str, blank: str) -> None:
+    parsed = slices(AS_TEXT[media_type]([customer]) + blank * 50_000, media_type)
+    assert len(parsed) > 4
     assert columns([part for part in parsed if part.rows]) == columns_of([customer])
-    assert len(slices(as_csv([customer]) + BLANK_ROW * 220_000, CSV)) > 20
 
 
 def test_a_header_after_many_blank_rows_is_refused(customer: Row) -> None:

@@ -36,6 +36,14 @@ def test_the_store_is_full_before_its_container_is() -> None:
     assert 2 * as_bytes(command[command.index("--maxmemory") + 1]) <= as_bytes(SERVICES["redis"]["mem_limit"])
 
 
+def test_the_overlay_for_a_model_mounts_its_folder_read_only_into_the_worker() -> None:
+    overlay = yaml.safe_load((ROOT / "deploy/own-model.yml").read_text())["services"]
+    assert overlay.keys() == {"worker"} <= SERVICES.keys()
+    source, target, mode = overlay["worker"]["volumes"][0].split(":")
+    assert (source, mode) == ("./models", "ro")
+    assert f"such as {target}/1/" in overlay["worker"]["environment"]["MODEL_PATH"]
+
+
 def test_every_package_of_the_images_has_hashes() -> None:
     assert (ROOT / "Dockerfile").read_text().count("--require-hashes") == 2
     for path in [ROOT / "requirements.txt", *(ROOT / "requirements").glob("*.txt")]:

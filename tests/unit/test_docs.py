@@ -21,6 +21,8 @@ OTHER_VARIABLES = {
     "PORT",
     "DATA",
     "ARGS",
+    "MODEL",
+    "SAMPLE",
     "MINUTES",
     "PIP_INDEX_URL",
     "PYTHON",
@@ -58,9 +60,10 @@ def described(field: Any) -> list[str]:
 def test_the_settings_page_has_the_variables_of_commands_and_containers() -> None:
     rows = PAGES["docs/settings.md"].rows("name")
     assert {name for names, *_ in rows for name in re.findall("[A-Z_]+", names)} == OTHER_VARIABLES
-    compose, makefile = (ROOT / "docker-compose.yml").read_text(), (ROOT / "Makefile").read_text()
+    compose = "".join(path.read_text() for path in [ROOT / "docker-compose.yml", *ROOT.glob("deploy/*.yml")])
+    makefile = (ROOT / "Makefile").read_text()
     used = set(re.findall(r"\$\{(\w+)", compose)) | set(
-        re.findall(r"\((?:or \$\()?(PORT|DATA|ARGS|MINUTES|PYTHON)\)", makefile)
+        re.findall(r"\((?:or \$\()?(PORT|DATA|ARGS|MODEL|SAMPLE|MINUTES|PYTHON)\)", makefile)
     )
     assert used <= OTHER_VARIABLES | {name.upper() for name in Settings.model_fields}
 

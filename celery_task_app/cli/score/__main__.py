@@ -61,6 +61,9 @@ def main(words: Sequence[str] | None = None) -> int:
         return 1
     refused = f", {run.refused} not: churn_error has the reasons" if run.refused else ""
     sys.stderr.write(f"{run.scored} rows scored{refused}.\n")
+    if len(run.versions) > 1:
+        counts = ", ".join(f"{version} ({rows} rows)" for version, rows in sorted(run.versions.items()))
+        sys.stderr.write(f"The model was replaced meanwhile, so these versions computed them: {counts}.\n")
     return 0 if run.scored else 1
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TextIO
@@ -34,6 +35,7 @@ class Run:
         max_rows: of a batch; halved when the service refuses.
         scored: rows that have a probability.
         refused: rows that the service refused or could not predict.
+        versions: by version of the model, the rows that it computed.
     """
 
     service: ChurnService
@@ -44,6 +46,7 @@ class Run:
     max_rows: int = MAX_ROWS
     scored: int = 0
     refused: int = 0
+    versions: Counter[str] = field(default_factory=Counter)
 
     def write(self, output: TextIO, threshold: float | None, *, is_raw: bool) -> None:
         """Score every row, and write it with its result. Nothing is written before the first batch has ended.
@@ -108,7 +111,7 @@ class Run:
     def _resume(self, batch_id: str, given: int | None, rows: list[bytes]) -> tuple[Accepted, int]:
         """Return a batch that was made from the first of these rows, and how many rows that were."""
         count = min(given or self.max_rows, len(rows))
-        _, total = self.service.progress(batch_id)
+        total = self.service.progress(batch_id).total
         if total > count or count < (given or 0):
             raise _another_file(batch_id)
         return Accepted(batch_id, total, count - total), count
@@ -119,8 +122,9 @@ class Run:
         start = bar.n
         self.batches.append((batch.batch_id, len(rows)))
         if batch.batch_id is not None:
-            for done in self.service.wait(batch.batch_id):
-                bar.update(start + batch.refused + done - bar.n)
+            for progress in self.service.wait(batch.batch_id):
+                bar.update(start + batch.refused + progress.done - bar.n)
+            self.versions += progress.versions
             results = self.service.results(batch.batch_id, batch.total)
             if max(results, default=0) >= len(rows):
                 raise _another_file(batch.batch_id)

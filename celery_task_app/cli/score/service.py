@@ -2,9 +2,10 @@
 
 import csv
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 from urllib.parse import urlsplit
 
 import requests
@@ -46,6 +47,20 @@ class Accepted:
     total: int
     refused: int
     reasons: dict[int, str] = field(default_factory=dict)
+
+
+class Progress(NamedTuple):
+    """The progress of a batch.
+
+    Attributes:
+        done: rows that have ended.
+        total: rows.
+        versions: by version of the model, the rows that it computed.
+    """
+
+    done: int
+    total: int
+    versions: Counter[str]
 
 
 class TooLarge(ScoreError):
@@ -109,21 +124,22 @@ class ChurnService:
             raise ScoreError(f"The service counted {accepted.total + accepted.refused} rows of {len(rows)}.")
         return accepted
 
-    def progress(self, batch_id: str) -> tuple[int, int]:
-        """Return how many rows of a batch are done, and how many it has."""
+    def progress(self, batch_id: str) -> Progress:
+        """Return the progress of a batch."""
         answer = self._request("GET", f"/churn/batches/{batch_id}")
         try:
             body = answer.json()
-            return int(body["done"]), int(body["total"])
-        except (ValueError, LookupError, TypeError):
+            versions = body.get("model_versions", {})  # a service of version 0.1.0 does not count them
+            return Progress(int(body["done"]), int(body["total"]), Counter(versions))
+        except (ValueError, LookupError, TypeError, AttributeError):
             self._refuse(answer)
 
-    def wait(self, batch_id: str) -> Iterator[int]:
-        """Yield how many rows are done, until all are."""
+    def wait(self, batch_id: str) -> Iterator[Progress]:
+        """Yield the progress, until all rows are done."""
         while True:
-            done, total = self.progress(batch_id)
-            yield done
-            if done >= total:
+            progress = self.progress(batch_id)
+            yield progress
+            if progress.done >= progress.total:
                 return
             time.sleep(PAUSE_S)
 

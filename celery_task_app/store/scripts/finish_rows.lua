@@ -5,7 +5,7 @@
 --
 -- KEYS[1]             the hash of the batch
 -- KEYS[2]             the hash of the chunk
--- ARGV[1]             the version of the model; empty if no model was used
+-- ARGV[1]             the version of the model; empty if no model was used. The batch counts the rows of each version
 -- ARGV[4f - 2 ...]    of field f, four values: its name ("whole" or a row number), its value (JSON), its number of rows,
 --                     and how many of these failed
 --
@@ -20,10 +20,12 @@ for i = 2, #ARGV, 4 do
     if redis.call('HSETNX', KEYS[2], ARGV[i], ARGV[i + 1]) == 1 then
         redis.call('HINCRBY', KEYS[1], 'done', ARGV[i + 2])
         redis.call('HINCRBY', KEYS[1], 'failed', ARGV[i + 3])
+        local computed = ARGV[i + 2] - ARGV[i + 3]
+        if ARGV[1] ~= '' and computed > 0 then
+            redis.call('HSET', KEYS[1], 'model_version', ARGV[1])
+            redis.call('HINCRBY', KEYS[1], 'version:' .. ARGV[1], computed)
+        end
     end
-end
-if ARGV[1] ~= '' then
-    redis.call('HSET', KEYS[1], 'model_version', ARGV[1])
 end
 redis.call('PEXPIRE', KEYS[2], redis.call('PTTL', KEYS[1]))
 return 0

@@ -10,7 +10,7 @@ import pytest
 from sklearn.model_selection import train_test_split
 
 from celery_task_app.ml.artifact import read_manifest
-from celery_task_app.ml.data_set import FEATURES, read_data_set
+from celery_task_app.ml.data_set import CLASSES, FEATURES, TARGET, read_data_set
 from celery_task_app.ml.metrics import score
 from celery_task_app.ml.train import (
     CARD,
@@ -111,6 +111,15 @@ def test_the_same_data_give_the_same_model(trained: Path, csv: Path, tmp_path: P
     assert again["sha256"] == manifest["sha256"]
 
 
+def test_a_pipeline_has_as_many_trees_of_catboost_as_of_lightgbm(table: pd.DataFrame) -> None:
+    customers, churned = table[list(FEATURES)], table[TARGET] == CLASSES[1]
+
+    both, one = (make_churn_pipeline(QUICK).fit(customers, churned, with_catboost=wanted) for wanted in (True, False))
+
+    assert both[-1].booster_.num_trees() == 2 * one[-1].booster_.num_trees()
+    assert not np.allclose(both.predict_proba(customers), one.predict_proba(customers))
+
+
 def test_other_parameters_do_not_change_the_defaults() -> None:
     other, default = make_churn_pipeline(PARAMETERS | {"num_leaves": 7}), make_churn_pipeline()
 
@@ -118,10 +127,11 @@ def test_other_parameters_do_not_change_the_defaults() -> None:
     assert default[-1].num_leaves == PARAMETERS["num_leaves"]
 
 
-def test_the_command_trains_and_logs_the_scores(csv: Path, tmp_path: Path) -> None:
-    out = tmp_path / "missing" / "folder"
+def test_the_command_trains_and_logs_the_scores(table: pd.DataFrame, tmp_path: Path) -> None:
+    out, few = tmp_path / "missing" / "folder", tmp_path / "few.csv"
+    table.head(120).to_csv(few, index=False)  # `--quick` fits all trees, 36 times
 
-    training = run_command(csv, out, "--quick")
+    training = run_command(few, out, "--quick")
 
     assert training.returncode == 0
     manifest = read_manifest(out / "churn.joblib")

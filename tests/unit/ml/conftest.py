@@ -1,4 +1,4 @@
-"""The shipped model, and a small data set like BankChurners.csv. Nothing is trained here: see tests/integration/ml."""
+"""The shipped model, and a small table like BankChurners.csv. Nothing is trained here: see tests/integration/ml."""
 
 import shutil
 from pathlib import Path
@@ -21,13 +21,6 @@ def table() -> pd.DataFrame:
 def customers(table: pd.DataFrame) -> list[dict[str, object]]:
     """64 customers of the table, with the types that JSON has."""
     return as_json_rows(table.head(64))
-
-
-@pytest.fixture(scope="session")
-def csv(table: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "BankChurners.csv"
-    table.to_csv(path, index=False)
-    return path
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,6 @@
 import hashlib
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,6 @@ from celery_task_app.errors import ArtifactCorrupt, ArtifactMissing, VersionMism
 from celery_task_app.ml.artifact import Artifact, check_artifact, load_artifact, read_manifest
 from celery_task_app.ml.model import ChurnModel
 from tests.conftest import MANIFEST
-from tests.harness.processes import ROOT
 
 Opener = Callable[[Path], Artifact | ChurnModel]
 
@@ -173,48 +170,27 @@ def test_a_file_that_cannot_be_unpickled_is_artifact_corrupt(tmp_path: Path, con
         load_artifact(path)
 
 
+@pytest.mark.parametrize(
+    ("content", "way_out"),
+    [
+        (b"cno_such_library\nModel\n.", "install no_such_library for the worker"),
+        (b"c__main__\nNoSuchModel\n.", "move the class into a module"),
+    ],
+)
+def test_an_error_names_the_missing_library_or_the_class_of_a_program(
+    tmp_path: Path, content: bytes, way_out: str
+) -> None:
+    (tmp_path / "churn.joblib").write_bytes(content)
+    with pytest.raises(ArtifactCorrupt, match=way_out):
+        load_artifact(tmp_path / "churn.joblib")
+
+
 def test_an_object_without_predict_proba_is_artifact_corrupt(tmp_path: Path) -> None:
     path = tmp_path / "mine.joblib"
     joblib.dump({"a": "dictionary"}, path)
 
     with pytest.raises(ArtifactCorrupt, match="predict_proba"):
         load_artifact(path)
-
-
-# The cost for a process
-
-
-def run_python(code: str, *arguments: object) -> str:
-    process = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    return process.stdout.strip()
-
-
-@pytest.mark.parametrize("module", ["celery_task_app.ml.artifact", "celery_task_app.ml.model"])
-def test_importing_the_module_and_checking_a_model_loads_no_ml_library(trained: Path, module: str) -> None:
-    code = f"""
-import sys
-from pathlib import Path
-import {module}
-from celery_task_app.ml.artifact import check_artifact, read_manifest
-check_artifact(Path(sys.argv[1]))
-read_manifest(Path(sys.argv[1]))
-print({{"catboost", "joblib", "lightgbm", "numpy", "optuna", "pandas", "scipy", "sklearn"}} & set(sys.modules))
-"""
-    assert run_python(code, trained / "churn.joblib") == "set()"
-
-
-def test_a_loaded_model_uses_one_thread(trained: Path) -> None:
-    code = """
-import os, sys
-from pathlib import Path
-os.environ.pop("OMP_NUM_THREADS", None)
-from celery_task_app.ml.artifact import load_artifact
-load_artifact(Path(sys.argv[1]))
-print(os.environ["OMP_NUM_THREADS"])
-"""
-    assert run_python(code, trained / "churn.joblib") == "1"
 
 
 # The features of a model and those that the API asks for

@@ -8,7 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from lightgbm import LGBMClassifier
-from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.ensemble import (
+    HistGradientBoostingClassifier,
+    RandomForestClassifier,
+    StackingClassifier,
+    VotingClassifier,
+)
+from sklearn.model_selection import GridSearchCV, TunedThresholdClassifierCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
@@ -43,6 +50,22 @@ def test_lightgbm_names_its_categorical_columns(lightgbm: LGBMClassifier) -> Non
     assert categorical_columns(lightgbm) == ["gender", "products"]
     pipeline = make_pipeline(FunctionTransformer(), lightgbm)
     assert categorical_columns(pipeline) == ["gender", "products"]
+
+
+def test_classifiers_within_others_name_their_categorical_columns(table: pd.DataFrame, churn: pd.Series) -> None:
+    quick = LGBMClassifier(n_estimators=2, min_data_per_group=5, verbose=-1)
+    forest = RandomForestClassifier(2)
+    over = [
+        GridSearchCV(make_pipeline(FunctionTransformer(), quick), {}, cv=2),
+        CalibratedClassifierCV(quick, cv=2),
+        TunedThresholdClassifierCV(quick, cv=2),
+        VotingClassifier([("forest", forest), ("quick", quick)], voting="soft"),
+        StackingClassifier([("quick", quick)], cv=2),
+    ]
+    codes = table.assign(gender=table["gender"].cat.codes.astype("category"))  # a forest takes no text
+    for classifier in over:
+        assert categorical_columns(classifier.fit(codes, churn)) == ["gender", "products"]
+    assert categorical_columns(forest.fit(table[["age"]], churn)) == []
 
 
 @pytest.mark.parametrize("kind", ["LightGBM", "HistGradientBoosting"])

@@ -1,6 +1,4 @@
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import joblib
@@ -11,11 +9,8 @@ from lightgbm import LGBMClassifier
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 
-from celery_task_app.ml.data_set import CLASSES, FEATURES, TARGET
+from celery_task_app.ml.data_set import FEATURES
 from celery_task_app.ml.features import COPIES, FeatureEncoder, LeanLGBMClassifier
-from celery_task_app.ml.train import make_churn_pipeline
-from tests.harness.processes import ROOT
-from tests.harness.synthetic_customers import QUICK
 
 CUSTOMERS = pd.DataFrame({"age": [45, 51, 32], "card": ["Gold", "Blue", "Blue"], "ratio": [0.5, 0.25, 0.0]})
 
@@ -99,26 +94,3 @@ def test_calibration_moves_the_log_odds_onto_the_line() -> None:
     assert calibrated.predict_proba(matrix, raw_score=True) == pytest.approx(1.25 * before - 0.5)
     contributions = calibrated.booster_.predict(matrix, pred_contrib=True)
     assert contributions.sum(axis=1) == pytest.approx(1.25 * before - 0.5)
-
-
-def test_a_pipeline_has_as_many_trees_of_catboost_as_of_lightgbm(table: pd.DataFrame) -> None:
-    customers, churned = table[list(FEATURES)], table[TARGET] == CLASSES[1]
-
-    both, one = (make_churn_pipeline(QUICK).fit(customers, churned, with_catboost=wanted) for wanted in (True, False))
-
-    assert both[-1].booster_.num_trees() == 2 * one[-1].booster_.num_trees()
-    assert not np.allclose(both.predict_proba(customers), one.predict_proba(customers))
-
-
-def test_unpickling_a_model_imports_no_training_code(trained: Path) -> None:
-    code = (
-        "import joblib, sys; joblib.load(sys.argv[1])\n"
-        "own = {name for name in sys.modules if name.startswith('celery_task_app.ml.')}\n"
-        "print(own | {'catboost'} & set(sys.modules))"
-    )
-
-    loading = subprocess.run(
-        [sys.executable, "-c", code, trained / "churn.joblib"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-
-    assert loading.stdout == "{'celery_task_app.ml.features'}\n"
