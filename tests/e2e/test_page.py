@@ -415,6 +415,8 @@ def test_no_width_overflows_and_axe_finds_no_violation(
                 assert page.evaluate("document.documentElement.scrollWidth") <= width
                 page.screenshot(path=PICTURES / f"{view}-{width}-{scheme}.png", full_page=True)
             assert (violations(page, axe) if axe else []) == []
+    if axe is None:
+        pytest.skip("no npm, or it does not answer: axe-core has checked nothing")
 
 
 def test_no_value_of_a_customer_is_in_the_log(page: Page, service: Service) -> None:
