@@ -64,6 +64,8 @@ check: $(VENV)/.installed-test ## check lint rules, formatting, types, import ru
 	$(BIN)/codespell
 	$(BIN)/python .ci/wording.py
 	$(BIN)/zizmor --quiet --offline .github
+	@if command -v npx >/dev/null; then npx --yes --package typescript@7.0.2 tsc -p .ci/tsconfig.json; \
+	else echo "Node.js is not installed, so the types of the page are not checked."; fi
 
 format: $(VENV)/.installed-test ## format, and fix lint errors
 	$(BIN)/ruff check --fix .

@@ -24,6 +24,7 @@ from api.http.openapi import customize_openapi
 from api.http.protocol import limit_connections
 from api.http.shutdown import release_on_stop
 from api.http.swagger import add_docs
+from api.page import add_page
 from api.readiness import ReadinessCheck
 from api.services import Services
 from api.worker_models import WorkerModels
@@ -116,8 +117,8 @@ def create_app(settings: Settings) -> FastAPI:
     """Return the app with these settings; its lifespan creates the services."""
     app = FastAPI(
         title="Churn predictions",
-        description="Accepts the features of a bank's customer, answers with a task id at once, computes the "
-        "probability of churn, and keeps it until it is fetched.",
+        description="Accepts the features of a customer, answers with a task id at once, computes a probability, and "
+        f"keeps it until it is fetched. A customer: {(Customer.__doc__ or '').strip()}",
         # `include_router` would cost each request 9 µs; `python -m benchmarks.routes` prints it.
         routes=[*api.predictions.router.routes, *api.batches.router.routes, *api.operations.router.routes],
         lifespan=partial(_lifespan, settings),
@@ -129,7 +130,8 @@ def create_app(settings: Settings) -> FastAPI:
     )
     add_exception_handlers(app)
     api.batches.add_batch_exception_handlers(app)
-    add_docs(app)
+    add_docs(app, is_key_required=bool(settings.api_keys))
+    add_page(app)
     customize_openapi(app, is_key_required=bool(settings.api_keys))
     add_head_routes(app)
     if digests := parse_digests(settings.api_keys):

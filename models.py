@@ -18,41 +18,45 @@ class Customer(BaseModel):
 
     model_config = ConfigDict(strict=True, use_attribute_docstrings=True, json_schema_extra=_add_example)
 
-    Customer_Age: int = Field(ge=16, le=120, examples=[45])
+    Customer_Age: int = Field(title="Age", ge=16, le=120, examples=[45])
     """Age in years."""
-    Gender: Literal["F", "M"] = Field(examples=["M"])
-    Dependent_count: int = Field(ge=0, le=50, examples=[3])
+    Gender: Literal["F", "M"] = Field(title="Gender", examples=["M"])
+    Dependent_count: int = Field(title="Dependents", ge=0, le=50, examples=[3])
     Education_Level: Literal[
         "Uneducated", "High School", "College", "Graduate", "Post-Graduate", "Doctorate", "Unknown"
-    ] = Field(examples=["High School"])
-    Marital_Status: Literal["Divorced", "Married", "Single", "Unknown"] = Field(examples=["Married"])
+    ] = Field(title="Education", examples=["High School"])
+    Marital_Status: Literal["Divorced", "Married", "Single", "Unknown"] = Field(
+        title="Marital status", examples=["Married"]
+    )
     Income_Category: Literal["Less than $40K", "$40K - $60K", "$60K - $80K", "$80K - $120K", "$120K +", "Unknown"] = (
-        Field(examples=["$60K - $80K"])
+        Field(title="Income per year", examples=["$60K - $80K"])
     )
     """Income per year, in US dollars."""
-    Card_Category: Literal["Blue", "Silver", "Gold", "Platinum"] = Field(examples=["Blue"])
-    Months_on_book: int = Field(ge=0, le=1_200, examples=[39])
+    Card_Category: Literal["Blue", "Silver", "Gold", "Platinum"] = Field(title="Card", examples=["Blue"])
+    Months_on_book: int = Field(title="Months as customer", ge=0, le=1_200, examples=[39])
     """Months since the customer's first account."""
-    Total_Relationship_Count: int = Field(ge=0, le=1_000, examples=[5])
+    Total_Relationship_Count: int = Field(title="Products", ge=0, le=1_000, examples=[5])
     """Products of the bank that the customer holds."""
-    Months_Inactive_12_mon: int = Field(ge=0, le=12, examples=[1])
+    Months_Inactive_12_mon: int = Field(title="Inactive months", ge=0, le=12, examples=[1])
     """Months without activity in the last 12."""
-    Contacts_Count_12_mon: int = Field(ge=0, le=10_000, examples=[3])
+    Contacts_Count_12_mon: int = Field(title="Contacts", ge=0, le=10_000, examples=[3])
     """Contacts in the last 12 months."""
-    Credit_Limit: Dollars = Field(examples=[12691])
-    Total_Revolving_Bal: Dollars = Field(examples=[777])
+    Credit_Limit: Dollars = Field(title="Credit limit, $", examples=[12691])
+    Total_Revolving_Bal: Dollars = Field(title="Revolving balance, $", examples=[777])
     """Balance carried over from month to month, in US dollars."""
-    Avg_Open_To_Buy: float = Field(ge=-100_000_000, le=100_000_000, allow_inf_nan=False, examples=[11914])
+    Avg_Open_To_Buy: float = Field(
+        title="Open to buy, $", ge=-100_000_000, le=100_000_000, allow_inf_nan=False, examples=[11914]
+    )
     """Credit still open, averaged over the last 12 months, in US dollars; below 0 is over the limit."""
-    Total_Amt_Chng_Q4_Q1: Ratio = Field(examples=[1.335])
+    Total_Amt_Chng_Q4_Q1: Ratio = Field(title="Amount, Q4 over Q1", examples=[1.335])
     """Amount of the transactions of the fourth quarter over that of the first."""
-    Total_Trans_Amt: Dollars = Field(examples=[1144])
+    Total_Trans_Amt: Dollars = Field(title="Transactions, $", examples=[1144])
     """Amount of the transactions of the last 12 months, in US dollars."""
-    Total_Trans_Ct: int = Field(ge=0, le=100_000, examples=[42])
+    Total_Trans_Ct: int = Field(title="Transactions", ge=0, le=100_000, examples=[42])
     """Transactions in the last 12 months."""
-    Total_Ct_Chng_Q4_Q1: Ratio = Field(examples=[1.625])
+    Total_Ct_Chng_Q4_Q1: Ratio = Field(title="Number, Q4 over Q1", examples=[1.625])
     """Number of the transactions of the fourth quarter over that of the first."""
-    Avg_Utilization_Ratio: float = Field(ge=0, le=100, allow_inf_nan=False, examples=[0.061])
+    Avg_Utilization_Ratio: float = Field(title="Utilization", ge=0, le=100, allow_inf_nan=False, examples=[0.061])
     """Share of the credit limit in use; above 1 is over the limit."""
 
     WIDENING_VALIDATORS: ClassVar = frozenset({"_accept_whole_numbers_as_integers"})

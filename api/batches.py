@@ -1,5 +1,8 @@
 """The routes of batches."""
 
+import csv
+import io
+import json
 from collections.abc import AsyncIterator
 from http import HTTPStatus
 from typing import Any, Literal
@@ -8,6 +11,7 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 
 from api.batch_formats import CSV, JSON, NDJSON, InvalidRow, format_end, format_results
+from api.customer_schema import describe_customer
 from api.http.auth import PathId, issue_id
 from api.http.content_headers import read_content_headers
 from api.http.parameters import best_media_type
@@ -17,14 +21,28 @@ from api.http.responses import NO_STORE, RETRY_AFTER_S, accepted_headers, accept
 from api.services import get_services
 from celery_task_app.errors import RowsRefused
 from celery_task_app.store.batches import StoredBatch
-from models import AcceptedBatch, Batch, Fault, RefusedRow
+from models import AcceptedBatch, Batch, Customer, Fault, RefusedRow
 
 router = APIRouter(tags=["batches"])
+
+
+def _forms() -> dict[str, Any]:
+    """Return the forms of a batch for OpenAPI, each with the example of a customer, which /docs sends."""
+    customers = {"type": "array", "minItems": 1, "items": {"$ref": "#/components/schemas/Customer"}}
+    forms: dict[str, Any] = {CSV: {"schema": {"type": "string"}}, NDJSON: {"schema": {"type": "string"}}}
+    forms[JSON] = {"schema": customers}
+    if example := describe_customer(Customer)["example"]:
+        table = io.StringIO()
+        csv.writer(table, lineterminator="\n").writerows([example, example.values()])
+        for form, text in ((CSV, table.getvalue()), (NDJSON, json.dumps(example)), (JSON, [example])):
+            forms[form]["example"] = text
+    return forms
 
 
 @router.post(
     "/churn/batches",
     operation_id="create_batch",
+    summary="Send a file of customers",
     status_code=HTTPStatus.ACCEPTED,
     response_model=AcceptedBatch,
     responses=accepted_responses(AcceptedBatch, "Accepted")
@@ -44,11 +62,7 @@ router = APIRouter(tags=["batches"])
     openapi_extra={
         "requestBody": {
             "required": True,
-            "content": {
-                CSV: {"schema": {"type": "string"}},
-                NDJSON: {"schema": {"type": "string"}},
-                JSON: {"schema": {"type": "array", "minItems": 1, "items": {"$ref": "#/components/schemas/Customer"}}},
-            },
+            "content": _forms(),
         }
     },
 )
@@ -81,6 +95,7 @@ async def accept_batch(request: Request, on_error: Literal["skip", "reject"] = "
 @router.get(
     "/churn/batches/{batch_id}",
     operation_id="get_batch",
+    summary="See how many rows of a batch are done",
     response_model=Batch,
     responses=NO_STORE
     | accepted_responses(Batch, "Not all computed yet")
@@ -121,6 +136,7 @@ _RESULTS: dict[str, Any] = {media_type: {"schema": {"type": "string"}} for media
 @router.get(
     "/churn/batches/{batch_id}/results",
     operation_id="get_batch_results",
+    summary="Fetch the results of a batch",
     response_class=Response,
     responses={
         HTTPStatus.OK: {"content": _RESULTS, "description": "Every row, in the order sent"},
@@ -161,6 +177,7 @@ async def get_batch_results(batch_id: PathId, request: Request) -> Response:
 @router.delete(
     "/churn/batches/{batch_id}",
     operation_id="delete_batch",
+    summary="Cancel a batch, and erase its results",
     status_code=HTTPStatus.NO_CONTENT,
     responses=problem_responses(ProblemType.UNKNOWN_BATCH, ProblemType.UNAVAILABLE),
 )

@@ -21,6 +21,7 @@ router = APIRouter(responses=problem_responses(ProblemType.INTERNAL_ERROR))
 @router.get(
     "/churn/model",
     operation_id="get_churn_model",
+    summary="Describe the model",
     tags=["model"],
     response_model=ModelCard,
     response_description="The content of its manifest",
@@ -36,7 +37,13 @@ async def get_model(request: Request) -> Response:
     return problem(ProblemType.NO_MODEL, "Start a worker, or read in its log why it has no model.")
 
 
-@router.get("/livez", operation_id="get_liveness", tags=["operations"], response_description="Alive")
+@router.get(
+    "/livez",
+    operation_id="get_liveness",
+    summary="Is this API process alive?",
+    tags=["operations"],
+    response_description="Alive",
+)
 async def get_liveness() -> Alive:
     """Answer that this process is alive."""
     return Alive()
@@ -45,6 +52,7 @@ async def get_liveness() -> Alive:
 @router.get(
     "/readyz",
     operation_id="get_readiness",
+    summary="Would a prediction be computed now?",
     tags=["operations"],
     response_model=Ready,
     response_description="Ready",

@@ -32,6 +32,7 @@ _PROCESSING = accepted_responses(Task, "Not computed yet")
 @router.post(
     "/churn/predict",
     operation_id="predict_churn",
+    summary="Predict one customer",
     status_code=HTTPStatus.ACCEPTED,
     response_model=Task,
     responses={HTTPStatus.OK: {"model": Prediction, "description": "Computed while the request waited"}}
@@ -86,6 +87,7 @@ async def predict(customer: Customer, request: Request) -> Response:
 @router.get(
     "/churn/result/{task_id}",
     operation_id="get_churn_result",
+    summary="Fetch a prediction by its task id",
     response_model=Prediction,
     response_description="Computed",
     responses=NO_STORE
@@ -108,6 +110,7 @@ async def get_result(task_id: PathId, request: Request) -> Response:
 @router.delete(
     "/churn/result/{task_id}",
     operation_id="delete_churn_result",
+    summary="Cancel or erase a prediction",
     status_code=HTTPStatus.NO_CONTENT,
     response_description="Deleted",
     responses=problem_responses(ProblemType.UNKNOWN_TASK, ProblemType.UNAVAILABLE),

@@ -16,8 +16,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from api.http.paths import route_path
 from api.http.problems import ProblemType, problem
 
-OPEN_PATHS = {"/livez", "/readyz", "/docs", "/openapi.json"}
-"""Paths that need no key; the assets of /docs need none either."""
+OPEN_PATHS = {"/livez", "/readyz", "/", "/docs", "/openapi.json"}
+"""Paths that need no key; the assets of the two pages need none either."""
 
 _UNKNOWN_ID = str(UUID(int=0))  # the nil UUID is never issued
 _CODE_BYTES = 6  # leaves 74 random bits
@@ -86,7 +86,7 @@ def scoped_key(idempotency_key: str) -> str:
 
 
 def _is_open(path: str) -> bool:
-    return path in OPEN_PATHS or path.startswith("/docs/assets/")
+    return path in OPEN_PATHS or path.startswith(("/docs/assets/", "/static/"))
 
 
 def _sign(random: UUID, caller: bytes) -> bytes:

@@ -22,14 +22,13 @@ class OptionalHeader(Generic[T]):
 
     location = "header"
 
-    def __init__(self, name: str, value_type: Any, description: str, example: str) -> None:
+    def __init__(self, name: str, value_type: Any, description: str) -> None:
         """Describe the header.
 
         Args:
             name: the name of the header.
             value_type: a type that Pydantic can validate.
-            description: for OpenAPI.
-            example: a valid value, for OpenAPI.
+            description: for OpenAPI, with an example: /docs would send a member `example` with every request.
         """
         self._name = name
         self._type: TypeAdapter[T] = TypeAdapter(value_type)
@@ -39,7 +38,6 @@ class OptionalHeader(Generic[T]):
             "required": False,
             "description": description,
             "schema": self._type.json_schema(),
-            "example": example,
         }
 
     def read(self, request: Request) -> T | None:
@@ -72,20 +70,18 @@ class OptionalQuery(OptionalHeader[T]):
 IDEMPOTENCY_KEY = OptionalHeader[str](
     "Idempotency-Key",
     Annotated[str, Field(min_length=1, max_length=255)],
-    "Requests with the same key and the same body get the same prediction.",
-    "4711",
+    "Requests with the same key and the same body get the same prediction, for example `4711`.",
 )
 CANCEL_AFTER = OptionalHeader[int](
     "Cancel-After",
     Annotated[int, Field(ge=1)],
-    "Seconds after which the prediction expires if it is not computed.",
-    "60",
+    "Seconds after which the prediction expires if it is not computed, for example `60`.",
 )
 EXPLAIN = OptionalQuery[Literal["true", "false"]](
-    "explain", Literal["true", "false"], "Whether the prediction shall have `reasons`.", "true"
+    "explain", Literal["true", "false"], "`true`: the prediction has `reasons`."
 )
 PREFER = OptionalHeader[str](
-    "Prefer", str, "`wait=N`: wait up to N seconds for the prediction before the response (RFC 7240).", "wait=5"
+    "Prefer", str, "Wait for the prediction before the response, for example up to five seconds: `wait=5` (RFC 7240)."
 )
 
 

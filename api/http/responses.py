@@ -27,6 +27,21 @@ NO_STORE: Responses = {HTTPStatus.OK: {"headers": {"Cache-Control": HEADERS["Cac
 """A 200 that caches must not store, for OpenAPI."""
 
 
+def page_headers(sources: str) -> dict[str, str]:
+    """Return the headers of an HTML page that loads nothing from another host.
+
+    Args:
+        sources: the directives of its Content-Security-Policy that allow scripts, styles and images.
+    """
+    return {
+        "Content-Security-Policy": f"default-src 'none'; connect-src 'self'; {sources}; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        "Referrer-Policy": "no-referrer",
+        "X-Content-Type-Options": "nosniff",
+        "X-Frame-Options": "DENY",  # `frame-ancestors` for old browsers
+    }
+
+
 def accepted_responses(model: type[BaseModel], description: str) -> Responses:
     """Return a 202 that names the path of the result, for OpenAPI."""
     return {HTTPStatus.ACCEPTED: {"model": model, "description": description, "headers": HEADERS}}

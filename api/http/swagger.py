@@ -7,6 +7,8 @@ from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
 
+from api.http.responses import page_headers
+
 # `validatorUrl: null` keeps Swagger UI from sending the document to validator.swagger.io.
 _SCRIPT = """
 SwaggerUIBundle({
@@ -30,6 +32,7 @@ _PAGE = """<!DOCTYPE html>
 <title>{title}</title>
 <link rel="stylesheet" href="docs/assets/swagger-ui.css">
 <link rel="shortcut icon" href="docs/assets/favicon-32x32.png">
+{style}
 </head>
 <body>
 <div id="swagger-ui"></div>
@@ -40,19 +43,13 @@ _PAGE = """<!DOCTYPE html>
 """
 
 _DIGEST = b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
-_HEADERS = {
-    "Content-Security-Policy": f"default-src 'none'; script-src 'self' 'sha256-{_DIGEST}'; connect-src 'self'; "
-    "style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",  # `frame-ancestors` for old browsers
-}
+_HEADERS = page_headers(f"script-src 'self' 'sha256-{_DIGEST}'; style-src 'self' 'unsafe-inline'; img-src 'self' data:")
+_WITHOUT_KEYS = "<style>.auth-wrapper, .authorization__btn { display: none }</style>"  # the padlocks
 
 
-def add_docs(app: FastAPI) -> None:
-    """Serve /docs and its assets."""
-    page = _PAGE.format(title=app.title, script=_SCRIPT)
+def add_docs(app: FastAPI, *, is_key_required: bool) -> None:
+    """Serve /docs and its assets; padlocks only if `API_KEYS` is set."""
+    page = _PAGE.format(title=app.title, script=_SCRIPT, style="" if is_key_required else _WITHOUT_KEYS)
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:

@@ -244,7 +244,7 @@ def main(ready_within_s: float = READY_WITHIN_S, valkey_port: int = VALKEY_PORT)
         if is_embedded:
             print(f"The broker is {uris['BROKER_URI']}, the result store {uris['BACKEND_URI']}.")
             print("For celery and redis-cli in a second terminal: . .data/env")
-        print(f"Serving on {url} (docs at /docs, logs in .data/). Ctrl-C stops it.", flush=True)
+        print(f"Serving on {url}: open it in a browser (docs at /docs, logs in .data/). Ctrl-C stops it.", flush=True)
         stack.wait_while(lambda: "serving")
 
 

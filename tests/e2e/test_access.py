@@ -51,7 +51,7 @@ def test_a_request_without_a_valid_key_is_401(service: Service, method: str, pat
 
 
 def test_health_and_docs_need_no_key(service: Service) -> None:
-    for path in ("/livez", "/readyz", "/docs", "/docs/assets/swagger-ui.css", "/openapi.json"):
+    for path in ("/livez", "/readyz", "/", "/static/main.js", "/docs", "/docs/assets/swagger-ui.css", "/openapi.json"):
         assert service.get(path).ok
 
 

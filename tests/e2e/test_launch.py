@@ -62,7 +62,7 @@ def test_the_first_start_prints_the_shown_lines_and_a_second_start_is_refused(tr
     env = tree.env()
     assert addresses == f"The broker is {env['BROKER_URI']}, the result store {env['BACKEND_URI']}."
     assert hint == "For celery and redis-cli in a second terminal: . .data/env"
-    assert serving == f"Serving on {tree.url} (docs at /docs, logs in .data/). Ctrl-C stops it."
+    assert serving == f"Serving on {tree.url}: open it in a browser (docs at /docs, logs in .data/). Ctrl-C stops it."
     assert tree.errors() == ""
     assert get(f"{tree.url}/readyz").status_code == 200
 

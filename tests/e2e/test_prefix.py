@@ -12,7 +12,7 @@ from tests.harness.service import Service, running_api
 pytestmark = pytest.mark.parametrize("servers", ["valkey"], indirect=True)
 
 KEY = {"Authorization": "Bearer a-key"}
-OPEN = ("/livez", "/docs", "/openapi.json", "/docs/assets/swagger-ui.css")
+OPEN = ("/", "/static/main.js", "/livez", "/docs", "/openapi.json", "/docs/assets/swagger-ui.css")
 
 
 @pytest.fixture(scope="module")

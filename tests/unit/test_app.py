@@ -16,6 +16,7 @@ from app import app
 from celery_task_app.settings import Settings
 from models import Customer
 from tests.harness.customers import Row, as_csv, as_ndjson
+from tests.harness.processes import ROOT
 from tests.unit.asgi import ASGIResponse, assert_problem, call
 from tests.unit.test_batch_intake import intake
 
@@ -64,10 +65,13 @@ def batch(body: bytes | str, media_type: str, query: str = "", **headers: str) -
         ("GET", "/churn/predict/", 404, None),
         ("GET", "/CHURN/BATCHES/1", 404, None),
         ("GET", "/docs/assets/nope.js", 404, None),
+        ("GET", "/static/nope.js", 404, None),
+        ("GET", "/static/../page.py", 404, None),
         ("PUT", "/churn/predict", 405, "POST"),
         ("PATCH", "/churn/result/1", 405, "DELETE, GET, HEAD"),
         ("POST", "/churn/model", 405, "GET, HEAD"),
         ("POST", "/livez", 405, "GET, HEAD"),
+        ("POST", "/", 405, "GET, HEAD"),
         ("DELETE", "/docs/assets/swagger-ui.css", 405, "GET, HEAD"),
     ],
 )
@@ -94,7 +98,24 @@ def test_the_docs_load_nothing_from_another_host() -> None:
         assert get(f"/{address}").status == 200
 
 
-@pytest.mark.parametrize("path", ["/livez", "/docs", "/openapi.json"])
+def test_the_page_loads_only_its_own_files_which_are_small() -> None:
+    response = get("/")
+    policy = response.headers["content-security-policy"]
+    assert response.status == 200
+    assert {"default-src 'none'", "script-src 'self'", "style-src 'self'"} <= set(policy.split("; "))
+    assert "unsafe" not in policy
+    assert not re.search(r"<script(?! type=\"module\" src)|<style| style=| on\w+=", response.body.decode())
+    files = [path for path in (ROOT / "api/static").iterdir() if path.name != "index.html"]
+    for path in files:
+        asset = get(f"/static/{path.name}")
+        assert (asset.status, asset.body) == (200, path.read_bytes())
+        assert asset.headers["x-content-type-options"] == "nosniff"
+        assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", path.read_text())
+    later = {"batch.js", "csv.js"}  # loaded with the view of files
+    assert len(response.body) + sum(path.stat().st_size for path in files if path.name not in later) < 60_000
+
+
+@pytest.mark.parametrize("path", ["/livez", "/", "/docs", "/openapi.json"])
 def test_head_has_the_status_and_the_headers_of_get(path: str) -> None:
     from_get, from_head = get(path), call(app, "HEAD", path)
     assert (from_head.status, from_head.headers) == (from_get.status, from_get.headers)
@@ -104,7 +125,9 @@ def test_a_running_process_is_alive() -> None:
     assert (get("/livez").status, get("/livez").json()) == (200, {"status": "alive"})
 
 
-@pytest.mark.parametrize("path", ["/docs/assets/../../churn/model", "//docs", "/docs/../churn/model", "/livez/"])
+@pytest.mark.parametrize(
+    "path", ["/docs/assets/../../churn/model", "/static/../churn/model", "//docs", "/docs/../churn/model", "/livez/"]
+)
 def test_no_path_avoids_the_key(path: str) -> None:
     guarded = APIKeyMiddleware(app, [b"no digest"])
     assert call(guarded, "GET", path).status in (401, 404)

@@ -35,7 +35,7 @@ def app_that_returns(text: Callable[[Request], str]) -> ASGIApp:
     return APIKeyMiddleware(app, DIGESTS)
 
 
-def request(text: Callable[[Request], str], key: str | None, path: str = "/") -> ASGIResponse:
+def request(text: Callable[[Request], str], key: str | None, path: str = "/churn/model") -> ASGIResponse:
     headers = {} if key is None else {"authorization": f"Bearer {key}"}
     return call(app_that_returns(text), "GET", path, headers=headers)
 
@@ -64,7 +64,7 @@ def as_caller(key: str | None, action: Callable[[], str]) -> str:
         "Bearer \xff",
     ],
 )
-@pytest.mark.parametrize("path", ["/churn/predict", "/churn/result/1", "/nowhere", "/", "/docs/assets", "/livez/"])
+@pytest.mark.parametrize("path", ["/churn/predict", "/churn/result/1", "/x", "/static", "/docs/assets", "/livez/"])
 def test_a_request_without_a_valid_key_is_401(path: str, authorization: str | None) -> None:
     headers = {} if authorization is None else {"authorization": authorization}
     response = call(app_that_returns(lambda _: "secret"), "GET", path, headers=headers)
@@ -73,7 +73,7 @@ def test_a_request_without_a_valid_key_is_401(path: str, authorization: str | No
     assert response.headers["www-authenticate"] == "Bearer"
 
 
-@pytest.mark.parametrize("path", [*sorted(OPEN_PATHS), "/docs/assets/swagger-ui.css"])
+@pytest.mark.parametrize("path", [*sorted(OPEN_PATHS), "/docs/assets/swagger-ui.css", "/static/main.js"])
 def test_probes_and_documentation_need_no_key(path: str) -> None:
     assert request(lambda _: "open", None, path).status == 200
 
@@ -89,7 +89,7 @@ def test_a_body_reaches_the_app() -> None:
         await PlainTextResponse(await Request(scope, receive).body())(scope, receive, send)
 
     headers = {"authorization": f"Bearer {OURS}"}
-    assert call(APIKeyMiddleware(echo, DIGESTS), "POST", "/", b"a body", headers).body == b"a body"
+    assert call(APIKeyMiddleware(echo, DIGESTS), "POST", "/churn/predict", b"a body", headers).body == b"a body"
 
 
 def test_scopes_other_than_http_need_no_key() -> None:

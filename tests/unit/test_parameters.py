@@ -71,14 +71,12 @@ def test_explain_is_true_or_false(value: str) -> None:
     assert "input" not in fault
 
 
-def test_openapi_parameters_are_optional_and_have_valid_examples() -> None:
+def test_openapi_parameters_are_optional_and_docs_prefills_none() -> None:
     for parameter in openapi_parameters(EXPLAIN, IDEMPOTENCY_KEY, CANCEL_AFTER, PREFER)["parameters"]:
         assert parameter["required"] is False
         assert parameter["in"] == ("query" if parameter["name"] == "explain" else "header")
-    assert CANCEL_AFTER.read(request(cancel_after=str(CANCEL_AFTER.parameter["example"])))
-    assert IDEMPOTENCY_KEY.read(request(idempotency_key=str(IDEMPOTENCY_KEY.parameter["example"])))
-    assert EXPLAIN.read(request(f"explain={EXPLAIN.parameter['example']}"))
-    assert preferred_wait_s(request(prefer=str(PREFER.parameter["example"])), 25) > 0
+        assert not {"example", "examples"} & {*parameter, *parameter["schema"]}
+        assert "`" in parameter["description"]  # its example
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,442 @@
+"""The page at /, in a real browser on a real service."""
+
+import csv
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from playwright.sync_api import Browser, Page
+
+from tests.conftest import DATA, skip
+from tests.harness.browser import CHROMIUM, install_axe, opened_page, running_browser, text, violations
+from tests.harness.customers import as_csv
+from tests.harness.processes import ROOT, until
+from tests.harness.servers import Servers
+from tests.harness.service import Service, running_api, running_service
+from tests.harness.synthetic_customers import as_json_rows, make_table
+
+pytestmark = pytest.mark.parametrize("servers", ["valkey"], indirect=True)
+
+HIGH_WATER = 40
+SCRIPT = "<script>document.title = 'run'</script>"
+FORMULA = "=cmd|' /C calc'!A0"
+PICTURES = ROOT / ".data/page"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        skip("not installed: chromium (Debian package of this name)")
+    with running_browser() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def service(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with running_service(servers, tmp_path_factory.mktemp("page"), QUEUE_HIGH_WATER=str(HIGH_WATER)) as running:
+        yield running
+
+
+@pytest.fixture
+def page(browser: Browser, service: Service) -> Iterator[Page]:
+    with opened_page(browser, f"{service.url}/") as page:
+        page.get_by_role("button", name="Predict").wait_for()
+        page.locator("#fields input").first.wait_for()
+        yield page
+
+
+def probability(service: Service, customer: dict[str, Any]) -> str:
+    """Return the API's probability as the page shows it."""
+    percent = 100 * service.post(customer, Prefer="wait=20").json()["probability"]
+    return f"{float(f'{percent:.1f}' if percent >= 1 else f'{percent:.2g}'):g}\u00a0%"
+
+
+def predict(page: Page) -> None:
+    page.get_by_role("button", name="Predict").click()
+
+
+def choose(page: Page, path: Path) -> None:
+    """Choose a file among many customers, and wait until it is read."""
+    page.get_by_role("link", name="Many customers").click()
+    page.locator("#drop").wait_for()
+    page.locator("#file").set_input_files(path)
+    page.locator("#score:enabled").wait_for()
+
+
+def scored(page: Page, folder: Path) -> list[dict[str, str]]:
+    """Download the scored file, and return its rows."""
+    link = page.get_by_role("link", name="Download the scored file")
+    link.wait_for()
+    with page.expect_download() as download:
+        link.click()
+    download.value.save_as(folder / "scored.csv")
+    with (folder / "scored.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def batch_url(page: Page, service: Service) -> str:
+    """Return the batch of the address."""
+    page.wait_for_url("**/#file/*")
+    return f"{service.url}/churn/batches/{page.url.rpartition('/')[2]}"
+
+
+def write(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    path = folder / "customers.csv"
+    path.write_text(as_csv(rows))
+    return path
+
+
+# One customer
+
+
+def test_the_example_is_predicted_in_one_click(page: Page, service: Service, customer: dict[str, Any]) -> None:
+    predict(page)
+    page.locator("#probability").wait_for()
+    assert text(page, "#probability") == probability(service, customer)
+    assert "below the threshold of 43" in text(page, "#verdict")
+    steps = page.locator("#steps li:not(.axis)").all_inner_texts()
+    assert (len(steps), steps[0].split()[0], steps[-1].split()[-2:]) == (9, "Start", text(page, "#probability").split())
+    assert service.get("/churn/model").json()["version"] in text(page, "#facts")
+
+
+def test_a_changed_value_predicts_again(page: Page, service: Service, customer: dict[str, Any]) -> None:
+    predict(page)
+    page.locator("#probability").wait_for()
+    page.get_by_label("Transactions", exact=True).fill("20")
+    page.get_by_label("Card", exact=True).select_option("Gold")
+    changed = probability(service, {**customer, "Total_Trans_Ct": 20, "Card_Category": "Gold"})
+    until(lambda: text(page, "#probability") == changed)
+    assert "It was" in text(page, "#change")
+
+
+def test_every_fault_is_at_its_field(page: Page, service: Service, customer: dict[str, Any]) -> None:
+    faulty = {**customer, "Customer_Age": 200, "Credit_Limit": -1, "Months_on_book": 1.5}
+    del faulty["Total_Trans_Ct"]
+    for name in ("Customer_Age", "Credit_Limit", "Months_on_book", "Total_Trans_Ct"):
+        page.locator(f"#f-{name}").fill(str(faulty.get(name, "")))
+    predict(page)
+    page.locator("#e-f-Customer_Age").wait_for()
+    errors = service.post(faulty).json()["errors"]
+    shown = {name: text(page, f"#e-f-{name}") for name in customer}
+    assert {f"#/{name}": message for name, message in shown.items() if message} == {
+        error["pointer"]: error["message"] for error in errors
+    }
+    assert page.evaluate("document.activeElement.id") == "f-Customer_Age"
+    page.get_by_role("button", name="Reset").click()
+    predict(page)
+    until(lambda: text(page, "#probability") == probability(service, customer))
+    assert page.locator("[aria-invalid]").count() == 0
+
+
+def test_a_full_queue_is_explained_and_tried_again(page: Page, service: Service, customer: dict[str, Any]) -> None:
+    expected, accepted = probability(service, customer), list[str]()
+
+    def is_full() -> bool:
+        response = service.post(customer)
+        accepted.extend(response.json().get("task_id", "") for _ in range(response.status_code == 202))
+        return response.status_code == 429
+
+    with service.worker.paused():
+        until(is_full)
+        predict(page)
+        until(lambda: "Too many predictions wait" in text(page, "#waiting-text"))
+        assert "Trying again" in text(page, "#waiting-text")
+    until(lambda: text(page, "#probability") == expected)
+    for task_id in accepted:
+        service.ended(task_id)
+
+
+def test_a_waiting_prediction_can_be_cancelled(page: Page, service: Service) -> None:
+    with service.worker.paused():
+        with page.expect_response("**/churn/predict*") as response:
+            predict(page)
+        task_id = response.value.json()["task_id"]
+        until(lambda: "waits in the queue" in text(page, "#waiting-text"))
+        page.get_by_role("button", name="Cancel").click()
+        until(lambda: service.result(task_id).status_code == 410)
+    assert page.locator("#said").inner_text() == "Cancelled."
+    assert not page.locator("#waiting").is_visible()
+
+
+def test_the_page_survives_a_restart_of_the_api(page: Page, service: Service, customer: dict[str, Any]) -> None:
+    service.api.stop()
+    until(lambda: text(page, "#state-text") == "No answer")
+    predict(page)
+    until(lambda: "does not answer" in text(page, "#waiting-text"))
+    service.api.start()
+    service.await_answer("/readyz", service.api)
+    until(lambda: text(page, "#probability") == probability(service, customer))
+    until(lambda: text(page, "#state-text") == "Ready")
+
+
+def test_the_form_works_with_the_keyboard(page: Page, service: Service, customer: dict[str, Any]) -> None:
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+    page.locator("#f-Customer_Age").focus()
+    page.keyboard.press("Enter")
+    until(lambda: text(page, "#probability") == probability(service, customer))
+
+
+# Many customers
+
+
+def test_a_dropped_file_is_scored_and_downloaded(
+    page: Page, service: Service, customer: dict[str, Any], tmp_path: Path
+) -> None:
+    rows = [{"Name": f"customer {n}", "Note": SCRIPT, **customer, "Total_Trans_Ct": 10 + n % 90} for n in range(3_000)]
+    rows[1]["Note"] = FORMULA
+    rows[2]["Customer_Age"] = "old"
+    content = as_csv(rows)
+    page.get_by_role("link", name="Many customers").click()
+    page.locator("#drop").wait_for()
+    page.evaluate(
+        """content => {
+          const carried = new DataTransfer();
+          carried.items.add(new File([content], "customers.csv"));
+          document.getElementById("drop").dispatchEvent(
+            new DragEvent("drop", { dataTransfer: carried, bubbles: true, cancelable: true }));
+        }""",
+        content,
+    )
+    page.locator("#score:enabled").wait_for()
+    assert "3,000" in text(page, "#found")
+    assert "19 of 19" in text(page, "#found")
+    page.evaluate(
+        """() => {
+          const send = XMLHttpRequest.prototype.send;
+          XMLHttpRequest.prototype.send = function (body) { window.sent = body; send.call(this, body); };
+        }"""
+    )
+    page.locator("#score").click()
+    found = scored(page, tmp_path)
+    results = {row["row"]: row["probability"] for row in service.batch_rows(batch_url(page, service))}
+    assert {n: float(row["churn_probability"]) for n, row in enumerate(found) if row["churn_probability"]} == results
+    assert [n for n, row in enumerate(found) if row["churn_error"]] == [2]
+    assert [row["Name"] for row in found] == [row["Name"] for row in rows]
+    assert (found[0]["Note"], found[1]["Note"]) == (SCRIPT, f"'{FORMULA}")
+    assert "integer" in found[2]["churn_error"]
+    assert re.search(r"\b4\b.*Customer_Age.*integer", text(page, "#refused-rows"))
+    assert page.locator("#top tbody tr").count() == 20
+    assert SCRIPT in text(page, "#top")
+    assert page.title() == "Churn predictions"
+    header = page.evaluate("window.sent.text()").splitlines()[0]
+    assert header == ",".join(["#", *customer])  # no other column leaves the computer
+
+
+def test_the_threshold_moves_the_share(page: Page, service: Service, customer: dict[str, Any], tmp_path: Path) -> None:
+    choose(page, write(tmp_path, [{**customer, "Total_Trans_Ct": count} for count in range(10, 100)]))
+    page.locator("#score").click()
+    page.locator("#download").wait_for()
+    found = [row["probability"] for row in service.batch_rows(batch_url(page, service))]
+    for threshold in (10, 60):
+        page.locator("#threshold-number").fill(str(threshold))
+        page.keyboard.press("Enter")
+        above = [one for one in found if one >= threshold / 100]
+        shown = page.locator("#share dd:nth-child(2)").all_inner_texts()
+        assert shown[:2] == [str(len(above)), str(round(sum(above)))]
+    assert page.locator("#histogram rect").count() == 20
+
+
+def test_columns_are_recognised_before_anything_is_sent(page: Page, customer: dict[str, Any], tmp_path: Path) -> None:
+    row = {"Customer-Age" if name == "Customer_Age" else name: value for name, value in customer.items()}
+    page.get_by_role("link", name="Many customers").click()
+    page.locator("#drop").wait_for()
+    page.locator("#file").set_input_files(write(tmp_path, [{**row, "Branch": "x"}]))
+    until(lambda: "lacks Customer_Age" in text(page, "#file-fault"))
+    assert "Is it “Customer-Age”? Rename it." in text(page, "#columns")
+    assert page.locator("#score").is_disabled()
+    semicolons = tmp_path / "excel.csv"
+    values = [str(value).replace(".", ",") for value in customer.values()]
+    semicolons.write_text(f"sep=;\r\n{';'.join(customer)}\r\n\r\n{';'.join(values)}\r\n", encoding="utf-16")
+    page.locator("#file").set_input_files(semicolons)
+    page.locator("#score:enabled").wait_for()
+    assert text(page, "#score") == "Score 1 row"
+    page.locator("#score").click()
+    page.locator("#download").wait_for()
+
+
+def test_a_running_batch_is_found_after_a_reload(
+    page: Page, service: Service, customer: dict[str, Any], tmp_path: Path
+) -> None:
+    path = write(tmp_path, [{"Name": n, **customer, "Total_Trans_Ct": 10 + n} for n in range(90)])
+    choose(page, path)
+    with service.worker.paused():
+        page.locator("#score").click()
+        until(lambda: "Scored 0 of 90" in text(page, "#run-text"))
+        page.reload()
+        until(lambda: "Scored 0 of 90" in text(page, "#run-text"))
+    page.locator("#join").wait_for()
+    assert text(page, "#done-name") == "customers.csv"
+    page.locator("#file").set_input_files(path)
+    found = scored(page, tmp_path)
+    results = service.batch_rows(batch_url(page, service))
+    assert [float(row["churn_probability"]) for row in found] == [row["probability"] for row in results]
+    assert [row["Name"] for row in found] == [str(n) for n in range(90)]
+
+
+def test_a_running_batch_can_be_cancelled(
+    page: Page, service: Service, customer: dict[str, Any], tmp_path: Path
+) -> None:
+    choose(page, write(tmp_path, [customer] * 50))
+    with service.worker.paused():
+        page.locator("#score").click()
+        url = batch_url(page, service)
+        page.get_by_role("button", name="Cancel").click()
+        until(lambda: service.batch(url).status_code == 410)
+    assert "Cancelled" in text(page, "#file-fault")
+    page.wait_for_url("**/#file")
+
+
+def test_a_large_file_keeps_the_page_responsive(
+    page: Page, service: Service, customer: dict[str, Any], tmp_path: Path
+) -> None:
+    lines = as_csv([{**customer, "Total_Trans_Ct": 10 + n} for n in range(100)]).splitlines(keepends=True)
+    path = tmp_path / "large.csv"
+    path.write_text(lines[0] + "".join(lines[1:]) * 2_000)
+    page.evaluate(
+        """() => {
+          window.longest = 0;
+          new PerformanceObserver(list => {
+            for (const task of list.getEntries()) window.longest = Math.max(window.longest, task.duration);
+          }).observe({ type: "longtask" });
+        }"""
+    )
+    choose(page, path)
+    assert text(page, "#score") == "Score 200,000 rows"
+    page.locator("#score").click()
+    page.locator("#download").wait_for(timeout=120_000)
+    assert "200,000 rows scored" in text(page, "#done-size")
+    assert page.evaluate("window.longest") < 1_000
+    assert page.locator("tr").count() < 300
+    service.delete_batch(batch_url(page, service))
+
+
+# The service, keys, another model
+
+
+def test_the_service_is_shown_live(page: Page, service: Service) -> None:
+    page.get_by_role("link", name="Service", exact=True).click()
+    until(lambda: "1 of 1" in text(page, "#parts"))
+    version = service.get("/churn/model").json()["version"]
+    assert version in text(page, "#workers")
+    until(lambda: version in text(page, "#card"))
+    assert "Not for credit decisions" in text(page, "#card")
+
+
+def test_a_key_is_asked_for_and_kept_in_memory_only(browser: Browser, servers: Servers, tmp_path: Path) -> None:
+    digest = hashlib.sha256(b"the-key").hexdigest()
+    with (
+        running_api(servers, tmp_path, API_KEYS=digest) as api,
+        opened_page(browser, f"{api.url}/") as page,
+    ):
+        dialog = page.get_by_role("dialog")
+        for key, is_right in (("wrong", False), ("the-key", True)):
+            dialog.wait_for()
+            page.get_by_label("Key", exact=True).fill(key)
+            page.keyboard.press("Enter")
+            if is_right:
+                dialog.wait_for(state="hidden")
+            else:
+                until(lambda: "does not know" in text(page, "#key-text"))
+        page.get_by_role("link", name="Service", exact=True).click()
+        until(lambda: "The model: churn" in text(page, "#card"))  # of the worker on the same servers
+        assert "the-key" not in page.url + page.evaluate(
+            "JSON.stringify([localStorage, sessionStorage, document.cookie])"
+        )
+        page.reload()
+        dialog.wait_for()
+
+
+def test_the_form_follows_the_customer_of_another_model(
+    browser: Browser, servers: Servers, tmp_path: Path, service: Service
+) -> None:
+    tree = tmp_path / "tree"
+    shutil.copytree(
+        ROOT, tree, ignore=shutil.ignore_patterns(".*", "tests", "notebooks", "benchmarks", "docs", "*.csv")
+    )
+    own = """class Customer(BaseModel):
+    \"\"\"An order in a shop.\"\"\"
+
+    price: float = Field(ge=0, le=1000, allow_inf_nan=False, examples=[19.5])
+    is_gift: bool = Field(examples=[False])
+    payment: Literal["card", "invoice"] = Field(examples=["invoice"])
+    items: int | None = Field(default=None, ge=1, le=99)
+"""
+    pattern = r"class Customer\(BaseModel\):\n.*?(?=\n\nclass )"
+    models, count = re.subn(pattern, lambda _: own, (tree / "models.py").read_text(), flags=re.DOTALL)
+    assert count == 1
+    (tree / "models.py").write_text(models)
+    other = Service(servers, tmp_path, {"PYTHONPATH": str(tree)})
+    other.api.command = [*other.api.command[:3], "--app-dir", str(tree), *other.api.command[3:]]
+    other.api.start()
+    try:
+        other.await_answer("/livez", other.api)
+        with opened_page(browser, f"{other.url}/") as page:
+            page.locator("#fields input").first.wait_for()
+            assert page.locator("#fields label").all_inner_texts() == ["Price", "Is Gift", "Payment", "Items"]
+            values = page.locator("#fields input, #fields select").evaluate_all("all => all.map(one => one.value)")
+            assert values == ["19.5", "false", "invoice", ""]
+            assert "An order in a shop." in text(page, "#form")
+    finally:
+        other.stop()
+
+
+# Looks and access
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_width_overflows_and_axe_finds_no_violation(
+    browser: Browser, service: Service, customer: dict[str, Any], tmp_path: Path, scheme: Any
+) -> None:
+    axe = install_axe(tmp_path)
+    path = DATA if DATA.exists() else write(tmp_path, as_json_rows(make_table()))
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    with opened_page(browser, f"{service.url}/", color_scheme=scheme, reduced_motion="reduce") as page:
+        for view in ("customer", "file", "service"):
+            page.goto(f"{service.url}/#{view}")
+            if view == "customer":
+                page.locator("#fields input").first.wait_for()
+                predict(page)
+                page.locator("#probability").wait_for()
+            elif view == "file":
+                choose(page, path)
+                page.locator("#score").click()
+                page.locator("#download").wait_for()
+            else:
+                page.locator("#card-features").wait_for()
+            for width in (320, 768, 1280):
+                page.set_viewport_size({"width": width, "height": 900})
+                assert page.evaluate("document.documentElement.scrollWidth") <= width
+                page.screenshot(path=PICTURES / f"{view}-{width}-{scheme}.png", full_page=True)
+            assert (violations(page, axe) if axe else []) == []
+    if axe is None:
+        pytest.skip("no npm, or it does not answer: axe-core has checked nothing")
+
+
+def test_no_value_of_a_customer_is_in_the_log(page: Page, service: Service) -> None:
+    page.get_by_label("Open to buy, $").fill("31415.9")
+    predict(page)
+    page.locator("#probability").wait_for()
+    assert "31415" not in service.api.text()
+
+
+def test_the_docs_have_no_padlock_without_keys_and_examples_succeed_again(browser: Browser, service: Service) -> None:
+    with opened_page(browser, f"{service.url}/docs") as page:
+        block = page.locator("#operations-predictions-predict_churn")
+        block.locator("button.opblock-summary-control").click()
+        assert not page.locator(".authorization__btn").first.is_visible()
+        block.get_by_role("button", name="Try it out").click()
+        ids = set()
+        for _ in range(2):
+            with page.expect_response("**/churn/predict*") as response:
+                block.get_by_role("button", name="Execute").click()
+            assert response.value.status == 202
+            ids.add(json.loads(response.value.text())["task_id"])
+        assert len(ids) == 2  # no fixed Idempotency-Key
+    assert requests.get(f"{service.url}/readyz", timeout=10).ok
