@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from celery_task_app.errors import PredictionError, ResultStoreUnavailable
-from celery_task_app.store.connection import AsyncStoreClient, StoreClient, load_script, store_call, store_errors
+from celery_task_app.store.connection import (
+    AsyncStoreClient,
+    StoreClient,
+    load_counting_script,
+    store_call,
+    store_errors,
+)
+from celery_task_app.store.counts import ROWS
 
 _WHOLE = "whole"
 _READ_AT_ONCE = 4  # chunks
@@ -61,8 +68,9 @@ class BatchStore:
     def __init__(self, client: StoreClient, result_ttl_s: int) -> None:
         self._client = client
         self._result_ttl_s = result_ttl_s
-        self._finish_rows = client.register_script(load_script("finish_rows"))
-        self._delete = client.register_script(load_script("delete_batch"))
+        self._finish_rows = client.register_script(load_counting_script("finish_rows"))
+        self._accept = client.register_script(load_counting_script("accept_batch"))
+        self._delete = client.register_script(load_counting_script("delete_batch"))
 
     def create(self, batch_id: str, total: int, chunks: int) -> None:
         """Write a new batch with no row finished."""
@@ -71,6 +79,11 @@ class BatchStore:
             pipeline.hset(_key(batch_id), mapping=cast("dict[Any, Any]", counters))
             pipeline.expire(_key(batch_id), self._result_ttl_s)
             pipeline.execute()
+
+    def accept(self, batch_id: str) -> None:
+        """Count the rows of a batch as accepted, because all of its chunks were published."""
+        with store_errors():
+            self._accept([_key(batch_id), *ROWS])
 
     def pending(self, batch_id: str, chunk: int, rows: Sequence[int]) -> set[int]:
         """Return the rows of a chunk without a terminal state; none if the batch was deleted or is unknown."""
@@ -96,7 +109,7 @@ class BatchStore:
         """
         if not outcomes:
             return
-        keys = [_key(batch_id), _key(batch_id, chunk)]
+        keys = [_key(batch_id), _key(batch_id, chunk), *ROWS]
         with store_errors():
             if len(outcomes) == 1 or self._finish_rows(keys, [model_version or "", *_field(_WHOLE, outcomes)]):
                 fields = [part for row, outcome in outcomes.items() for part in _field(str(row), {row: outcome})]
@@ -105,7 +118,7 @@ class BatchStore:
     def delete(self, batch_id: str) -> None:
         """Cancel the pending rows of a batch, and remove its results."""
         with store_errors():
-            chunks = cast("int", self._delete([_key(batch_id)]))
+            chunks = cast("int", self._delete([_key(batch_id), *ROWS]))
             if chunks > 0:
                 self._client.unlink(*_chunk_keys(batch_id, chunks))
 
@@ -119,7 +132,7 @@ class AsyncBatchStore:
 
     def __init__(self, client: AsyncStoreClient) -> None:
         self._client = client
-        self._delete = client.register_script(load_script("delete_batch"))
+        self._delete = client.register_script(load_counting_script("delete_batch"))
 
     async def find(self, batch_id: str) -> StoredBatch | None:
         """Return the progress of a batch; None if it was never accepted or its TTL has ended."""
@@ -152,7 +165,7 @@ class AsyncBatchStore:
     async def delete(self, batch_id: str) -> bool:
         """Cancel the pending rows of a batch, and remove its results; return whether the batch was known."""
         async with store_call():
-            chunks = cast("int", await cast("Any", self._delete([_key(batch_id)])))
+            chunks = cast("int", await cast("Any", self._delete([_key(batch_id), *ROWS])))
             if chunks > 0:
                 await self._client.unlink(*_chunk_keys(batch_id, chunks))
         return chunks >= 0
