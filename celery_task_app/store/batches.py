@@ -87,13 +87,23 @@ class BatchStore:
 
     def pending(self, batch_id: str, chunk: int, rows: Sequence[int]) -> set[int]:
         """Return the rows of a chunk without a terminal state; none if the batch was deleted or is unknown."""
+        return self.look_up(batch_id, chunk, rows)[0]
+
+    def look_up(self, batch_id: str, chunk: int, rows: Sequence[int]) -> tuple[set[int], float | None]:
+        """Return the pending rows of a chunk, and the seconds since its batch was accepted.
+
+        Returns:
+            The rows as `pending` does; the seconds by the store's clock, or None while the batch is being accepted.
+        """
         with store_errors(), self._client.pipeline(transaction=False) as pipeline:
-            pipeline.hget(_key(batch_id), "state")
+            pipeline.hmget(_key(batch_id), "state", "accepted_at")
             pipeline.hkeys(_key(batch_id, chunk))
-            state, fields = pipeline.execute()
+            pipeline.time()
+            (state, accepted_at), fields, (seconds, microseconds) = pipeline.execute()
         if state != b"running" or _WHOLE.encode() in fields:
-            return set()
-        return set(rows) - set(map(int, fields))
+            return set(), None
+        waited_s = max(0.0, seconds + microseconds / 1e6 - float(accepted_at)) if accepted_at else None
+        return set(rows) - set(map(int, fields)), waited_s
 
     def finish(
         self, batch_id: str, chunk: int, outcomes: Mapping[int, float | PredictionError], model_version: str | None

@@ -111,10 +111,9 @@ class PredictionStore:
             The number of the group that these ids are; 0 if every id had a state. They are counted as accepted when
             the group is passed to `mark_queued` or `accept`, and at the latest when the first of them ends.
         """
-        arguments: list[float | str] = [self._result_ttl_s, published_group]
-        for task_id, lifetime_s in lifetimes_s.items():
-            marker = encode_meta(task_id, State.QUEUED, None, date_done=None, group=0, queued=0, deadline=0)
-            arguments += (lifetime_s, marker)
+        marker = encode_meta("", State.QUEUED, None, date_done=None, group=0, queued=0, deadline=0)
+        arguments: list[str | float] = [self._result_ttl_s, published_group, marker, len(key_of(""))]
+        arguments += lifetimes_s.values()
         with store_errors():
             return cast("int", self._mark_queued([*PREDICTIONS, *map(key_of, lifetimes_s)], arguments))
 

@@ -1,4 +1,4 @@
-"""The service-wide counts: each accepted customer is counted once, and ends once, whatever happens to its message."""
+"""The service-wide counts: each accepted customer is counted once, and ends once, after any fault of its message."""
 
 import asyncio
 import json

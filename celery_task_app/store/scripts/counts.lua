@@ -19,9 +19,11 @@ local function store_time()
     return time[1] + time[2] / 1000000
 end
 
--- Return the group of a QUEUED marker; nil for any other state, and for a marker of a version without counts.
+-- Return the group of a QUEUED marker, and the beginning that all markers of the group have; nil for any other state, and
+-- for a marker of a version without counts.
 local function group_of(stored)
-    return stored and string.match(stored, '^{"status": "QUEUED", "group": (%d+)')
+    local start, group = string.match(stored or '', '^({"status": "QUEUED", "group": (%d+),)')
+    return group, start
 end
 
 local function open_group(counts, waiting, group, size, now, deadline)

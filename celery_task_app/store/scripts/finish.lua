@@ -16,8 +16,9 @@
 -- Publishes each written state on the channel that has the name of its key (Celery's clients listen there), and all of
 -- them as one JSON array on ARGV[1].
 local channel, ttl_s, queued = ARGV[1], ARGV[2], ARGV[3]
-local names = {SUCCESS = 'success', FAILURE = 'failure', REVOKED = queued == '' and 'deleted' or 'expired'}
+local names = {S = 'success', F = 'failure', R = queued == '' and 'deleted' or 'expired'}
 local written, ended = {}, {}
+local group, start = nil, nil -- of the last prediction; those of a message have the same
 for i = 3, #KEYS do
     local key, state = KEYS[i], ARGV[i + 1]
     local stored = redis.call('GET', key)
@@ -31,17 +32,23 @@ for i = 3, #KEYS do
         redis.call('SET', key, state, 'EX', ttl_s)
         redis.call('PUBLISH', key, state)
         written[#written + 1] = state
-        local group = group_of(stored)
+        if not (stored and start and string.sub(stored, 1, #start) == start) then
+            group, start = group_of(stored)
+        end
         if group then
-            local name = names[string.match(state, '^{"status": "(%u+)"')]
-            ended[group] = ended[group] or {}
-            ended[group][name] = (ended[group][name] or 0) + 1
+            local name = names[string.sub(state, 13, 13)] -- the first letter of the status
+            local numbers = ended[name]
+            if not numbers then
+                numbers = {}
+                ended[name] = numbers
+            end
+            numbers[group] = (numbers[group] or 0) + 1
         end
     end
 end
-for group, states in pairs(ended) do
-    for name, number in pairs(states) do
-        count_ended(KEYS[1], KEYS[2], group, name, number)
+for name, numbers in pairs(ended) do
+    for one, number in pairs(numbers) do
+        count_ended(KEYS[1], KEYS[2], one, name, number)
     end
 end
 if #written > 0 then
