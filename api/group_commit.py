@@ -11,6 +11,7 @@ import logging
 import queue
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from api.backpressure import Backlog
@@ -54,6 +55,7 @@ class GroupCommitter:
         max_pending: int,
         max_delay_s: float = 0.005,
         accept_within_s: float = 2.5,
+        on_published: Callable[[int, float], None] = lambda _customers, _seconds: None,
     ) -> None:
         """Start the publishing thread.
 
@@ -67,6 +69,8 @@ class GroupCommitter:
             max_delay_s: longest wait for the previous message to be predicted. Without this wait, Valkey gets one
                 message for each prediction.
             accept_within_s: longest wait of a request to be accepted, even if the thread is blocked.
+            on_published: is called with the number of customers in a published message, and the seconds until the
+                broker had confirmed it.
         """
         self._store = store
         self._publisher = publisher
@@ -76,6 +80,7 @@ class GroupCommitter:
         self._max_pending = max_pending
         self._max_delay_s = max_delay_s
         self._accept_within_s = accept_within_s
+        self._on_published = on_published
         self._pending: queue.SimpleQueue[PendingPrediction | None] = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
         self._published_group = 0  # it is not counted as accepted yet
@@ -110,6 +115,11 @@ class GroupCommitter:
             await pending.accepted
         finally:
             timer.cancel()
+
+    @property
+    def unpublished(self) -> int:
+        """The number of predictions that wait to be published."""
+        return self._pending.qsize()
 
     @property
     def failure(self) -> str:
@@ -185,6 +195,7 @@ class GroupCommitter:
         self._published_group = 0
         self._last_id = group[0].task_id.encode()
         self._last_is_predicted.clear()
+        started = time.monotonic()
         try:
             self._publisher.publish(PredictionMessage({pending.task_id: pending.request for pending in group}))
         except Exception:
@@ -192,6 +203,7 @@ class GroupCommitter:
             with contextlib.suppress(ResultStoreUnavailable):
                 self._store.discard([pending.task_id for pending in group])
             raise
+        self._on_published(len(group), time.monotonic() - started)
         self._published_group = marked
         self._backlog.record_published(len(group))
 

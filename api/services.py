@@ -8,6 +8,7 @@ from fastapi import Request
 from api.batch_intake import BatchIntake
 from api.completion import CompletionListener
 from api.group_commit import GroupCommitter
+from api.queue_watch import QueueWatch
 from api.readiness import ReadinessCheck
 from celery_task_app.store.batches import AsyncBatchStore
 from celery_task_app.store.idempotency import IdempotencyKeys
@@ -29,6 +30,7 @@ class Services:
         batch_intake: validates and publishes batches.
         batches: reads batches.
         readiness: checks whether a prediction can be computed.
+        queue: estimates how long a prediction waits.
     """
 
     model_path: Path
@@ -41,6 +43,7 @@ class Services:
     batch_intake: BatchIntake
     batches: AsyncBatchStore
     readiness: ReadinessCheck
+    queue: QueueWatch
 
 
 def get_services(request: Request) -> Services:

@@ -32,7 +32,7 @@ def model_path(tmp_path: Path) -> Iterator[Path]:
     path = tmp_path / "mine.joblib"
     absent: Any = None  # no request of these tests gets so far
     batches = intake(max_rows=MAX_ROWS, max_bytes=MAX_BYTES)
-    app.state.services = Services(path, 0, LIMIT, absent, absent, absent, absent, batches, absent, absent)
+    app.state.services = Services(path, 0, LIMIT, absent, absent, absent, absent, batches, absent, absent, absent)
     yield path
     del app.state.services
     asyncio.run(batches.close())

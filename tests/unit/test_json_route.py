@@ -34,7 +34,7 @@ def app() -> FastAPI:
     app = FastAPI()
     add_exception_handlers(app)
     app.include_router(router)
-    absent: list[Any] = [None] * 7  # the route reads the limit only
+    absent: list[Any] = [None] * 8  # the route reads the limit only
     app.state.services = Services(Path("no-model"), 0, LIMIT, *absent)
     return app
 
