@@ -75,9 +75,9 @@ class RequestCounts(Collector):
             status: of the response.
             seconds: from its head to the end of its response.
         """
-        key = (route, _METHODS.get(method, OTHER), status)
-        if (requests := self._requests.get(key)) is None:
-            requests = self._requests[key] = _Requests()
+        requests = self._requests.get((route, method, status))  # POST and GET are their own labels
+        if requests is None:
+            requests = self._requests.setdefault((route, _METHODS.get(method, OTHER), status), _Requests())
         requests.count += 1
         requests.seconds += seconds
         requests.buckets[bisect_left(_REQUEST_BOUNDS_S, seconds)] += 1

@@ -279,6 +279,17 @@ def test_a_submission_without_a_key_is_counted_as_unauthorized() -> None:
     assert found.value("churn_batches_total", outcome="unauthorized") == 2
 
 
+def test_no_series_is_there_twice() -> None:
+    """The framework answers 404 as an int, and our problems as an HTTPStatus."""
+    app = create_app(Settings(metrics_port=1))
+    app.state.services = services()
+    for method, path in (("GET", "/unknown"), ("POST", "/churn/predict"), ("POST", "/livez")):
+        asyncio.run(send(app, method, path, {}, b"{"))
+    lines = [line.rpartition(" ")[0] for line in scraped(app.state.metrics).text.splitlines() if line[0] != "#"]
+    assert len(set(lines)) == len(lines)
+    assert 'status="404"' in scraped(app.state.metrics).text
+
+
 def test_a_defect_is_counted_as_500() -> None:
     app = create_app(Settings(metrics_port=1))
     app.state.services = services()  # the services are missing
