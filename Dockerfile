@@ -11,6 +11,7 @@ RUN pip install --no-cache-dir --no-deps --require-hashes -r requirements/api.tx
 COPY celery_task_app/ml/__init__.py celery_task_app/ml/schema.py celery_task_app/ml/
 COPY celery_task_app/store celery_task_app/store
 COPY celery_task_app/messaging celery_task_app/messaging
+COPY celery_task_app/observability celery_task_app/observability
 COPY celery_task_app/__init__.py celery_task_app/errors.py celery_task_app/settings.py celery_task_app/worker.py celery_task_app/
 COPY api api
 COPY app.py models.py ./

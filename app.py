@@ -1,5 +1,6 @@
 """The API process: `uvicorn app:app`. It creates the services and composes the app; the routes are in api/."""
 
+import asyncio
 import gc
 import logging
 from collections.abc import AsyncIterator
@@ -22,36 +23,53 @@ from api.http.exception_handlers import add_exception_handlers
 from api.http.head import add_head_routes
 from api.http.openapi import customize_openapi
 from api.http.protocol import limit_connections
+from api.http.request_metrics import RequestMetricsMiddleware, create_api_metrics
 from api.http.shutdown import release_on_stop
 from api.http.swagger import add_docs
 from api.page import add_page
+from api.queue_watch import QueueWatch
 from api.readiness import ReadinessCheck
 from api.services import Services
+from api.state_metrics import add_state_metrics
 from api.worker_models import WorkerModels
 from celery_task_app.messaging.messages import ChunkMessage, PredictionMessage
 from celery_task_app.messaging.publisher import Publisher, publisher_connection
+from celery_task_app.observability.exporter import MetricsServer
+from celery_task_app.observability.metrics import ApiMetrics
 from celery_task_app.settings import Settings, settings
 from celery_task_app.store.batches import AsyncBatchStore, BatchStore
 from celery_task_app.store.connection import connect, connect_async
+from celery_task_app.store.counts import AsyncCountReader
 from celery_task_app.store.idempotency import IdempotencyKeys
 from celery_task_app.store.predictions import AsyncPredictionStore, PredictionStore
 from models import Customer
 
 
 @asynccontextmanager
-async def _lifespan(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
+async def _lifespan(settings: Settings, metrics: ApiMetrics, app: FastAPI) -> AsyncIterator[None]:
     """Create the services; close them after the last response."""
-    limit_connections(head_timeout_s=settings.head_timeout_s, body_timeout_s=settings.body_timeout_s)
+    limit_connections(
+        head_timeout_s=settings.head_timeout_s,
+        body_timeout_s=settings.body_timeout_s,
+        on_refused=metrics.record_refused_connection,
+    )
     logging.getLogger("uvicorn.access").addFilter(AccessLogFilter())
     async with AsyncExitStack() as stack:
-        app.state.services = services = _create_services(settings, stack)
+        if settings.metrics_port:  # first: if another process has the port, this one does not start
+            server = MetricsServer(metrics.registry, settings.metrics_host, settings.metrics_port)
+            stack.callback(server.close)
+        app.state.services = services = _create_services(settings, metrics, stack)
+        if settings.metrics_port:
+            add_state_metrics(metrics, services, asyncio.get_running_loop())
+            server.start()
+            stack.push_async_callback(asyncio.to_thread, server.close)  # before the services, which a scrape reads
         release_on_stop(services.completions.release, services.batch_intake.release)
         gc.collect()
         gc.freeze()  # exclude start-up objects from garbage collection; scanning them cost 20 % of a request
         yield
 
 
-def _create_services(settings: Settings, stack: AsyncExitStack) -> Services:
+def _create_services(settings: Settings, metrics: ApiMetrics, stack: AsyncExitStack) -> Services:
     """Create the services, and register their ends with the stack, which closes the last first."""
     new_client = partial(connect_async, settings.backend_uri)
     batches = AsyncBatchStore(new_client())
@@ -70,6 +88,7 @@ def _create_services(settings: Settings, stack: AsyncExitStack) -> Services:
         deadline_s=settings.deadline_s,
         max_message_size=settings.group_max,
         max_pending=settings.waiting_room,
+        on_published=metrics.record_published,
     )
     completions = CompletionListener(
         new_client, predictions, max_waiters=settings.max_waiters, on_completion=group_commit.on_completion
@@ -85,6 +104,8 @@ def _create_services(settings: Settings, stack: AsyncExitStack) -> Services:
     stack.push_async_callback(readiness.close)
     worker_models = WorkerModels(new_client())
     stack.push_async_callback(worker_models.close)
+    queue = QueueWatch(AsyncCountReader(new_client()), new_client())
+    stack.push_async_callback(queue.close)
 
     batch_publisher = Publisher(publisher_connection(settings.broker_uri))
     batch_depth = partial(batch_publisher.depth, ChunkMessage.queue)
@@ -110,24 +131,27 @@ def _create_services(settings: Settings, stack: AsyncExitStack) -> Services:
         batches=batches,
         readiness=readiness,
         worker_models=worker_models,
+        queue=queue,
     )
 
 
 def create_app(settings: Settings) -> FastAPI:
     """Return the app with these settings; its lifespan creates the services."""
+    metrics = create_api_metrics()
     app = FastAPI(
         title="Churn predictions",
         description="Accepts the features of a customer, answers with a task id at once, computes a probability, and "
         f"keeps it until it is fetched. A customer: {(Customer.__doc__ or '').strip()}",
         # `include_router` would cost each request 9 µs; `python -m benchmarks.routes` prints it.
         routes=[*api.predictions.router.routes, *api.batches.router.routes, *api.operations.router.routes],
-        lifespan=partial(_lifespan, settings),
+        lifespan=partial(_lifespan, settings, metrics),
         redirect_slashes=False,
         docs_url=None,  # api/http/swagger.py serves /docs
         redoc_url=None,
         # FastAPI's records of refused bodies would repeat customers; checking its configuration costs 3 µs a request.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
+    app.state.metrics = metrics
     add_exception_handlers(app)
     api.batches.add_batch_exception_handlers(app)
     add_docs(app, is_key_required=bool(settings.api_keys))
@@ -136,6 +160,8 @@ def create_app(settings: Settings) -> FastAPI:
     add_head_routes(app)
     if digests := parse_digests(settings.api_keys):
         app.add_middleware(APIKeyMiddleware, digests=digests)
+    if settings.metrics_port:
+        app.add_middleware(RequestMetricsMiddleware, metrics=metrics)  # the last one is the outermost
     return app
 
 

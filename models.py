@@ -335,6 +335,44 @@ class Ready(BaseModel):
     """Problems that prevent no prediction, such as a clock that is more than a second off."""
 
 
+class WaitingQueue(BaseModel):
+    """The customers of one kind that wait: predictions, or rows of batches."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    waiting: int
+    """Accepted, and not ended."""
+    oldest_s: float
+    """Seconds that the oldest message or batch with such a customer has waited; 0 if there is none."""
+    drained_per_s: float | None
+    """Customers that end in a second, over the last 10 s; null unless customers waited at two readings in a row."""
+
+
+class Queue(BaseModel):
+    """The queue of the whole service."""
+
+    model_config = ConfigDict(
+        use_attribute_docstrings=True,
+        json_schema_extra={
+            "examples": [
+                {
+                    "predictions": {"waiting": 120, "oldest_s": 0.2, "drained_per_s": 1500.0},
+                    "batch_rows": {"waiting": 0, "oldest_s": 0.0, "drained_per_s": None},
+                    "estimated_s": 0.08,
+                    "workers": {"loaded": 2},
+                }
+            ]
+        },
+    )
+
+    predictions: WaitingQueue
+    batch_rows: WaitingQueue
+    estimated_s: float
+    """Seconds until a prediction that is accepted now is computed; an estimate."""
+    workers: dict[Literal["loaded", "not loaded yet", "failed", "stuck"], int]
+    """By state, the number of live workers; without a `loaded` worker nothing is computed."""
+
+
 class Fault(BaseModel):
     """One fault of a request; it never repeats the value."""
 

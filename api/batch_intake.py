@@ -261,6 +261,7 @@ class BatchIntake:
                 self._publisher.publish(ChunkMessage(receipt.batch_id, number, chunks.read(length).decode()))
                 self._backlog.record_published(min(receipt.total, self._chunk_rows))
                 yield
+            self._store.accept(receipt.batch_id)
         except BaseException:
             logger.warning("batch deleted: not all chunks were published batch_id=%s", receipt.batch_id)
             with contextlib.suppress(Unavailable):

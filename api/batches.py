@@ -17,7 +17,7 @@ from api.http.content_headers import read_content_headers
 from api.http.parameters import best_media_type
 from api.http.paths import public_path
 from api.http.problems import ProblemType, problem, problem_responses
-from api.http.responses import NO_STORE, RETRY_AFTER_S, accepted_headers, accepted_responses, model_response
+from api.http.responses import NO_STORE, accepted_headers, accepted_responses, model_response
 from api.services import get_services
 from celery_task_app.errors import RowsRefused
 from celery_task_app.store.batches import StoredBatch
@@ -75,7 +75,8 @@ async def accept_batch(request: Request, on_error: Literal["skip", "reject"] = "
     media_type, _ = read_content_headers(request)
     if media_type not in (CSV, NDJSON, JSON):
         return problem(ProblemType.UNSUPPORTED_MEDIA_TYPE, f"Send {CSV}, {NDJSON} or {JSON}.")
-    receipt = await get_services(request).batch_intake.accept(
+    services = get_services(request)
+    receipt = await services.batch_intake.accept(
         issue_id(),
         request.stream(),
         media_type,
@@ -88,7 +89,8 @@ async def accept_batch(request: Request, on_error: Literal["skip", "reject"] = "
         refused=receipt.refused,
         rows=[_refused_row(row) for row in receipt.listed],
     )
-    headers = accepted_headers(public_path(request.scope, f"/churn/batches/{receipt.batch_id}"))
+    location = public_path(request.scope, f"/churn/batches/{receipt.batch_id}")
+    headers = accepted_headers(location, services.queue.rows_retry_after_s)
     return model_response(accepted, HTTPStatus.ACCEPTED, headers, exclude_none=True)
 
 
@@ -103,7 +105,8 @@ async def accept_batch(request: Request, on_error: Literal["skip", "reject"] = "
 )
 async def get_batch(batch_id: PathId, request: Request) -> Response:
     """Return the progress of a batch."""
-    stored = await get_services(request).batches.find(batch_id)
+    services = get_services(request)
+    stored = await services.batches.find(batch_id)
     if stored is None or stored.is_deleted:
         return _missing_batch(stored)
     progress = Batch(
@@ -117,9 +120,9 @@ async def get_batch(batch_id: PathId, request: Request) -> Response:
     )
     if stored.is_finished:
         return model_response(progress, HTTPStatus.OK, {"Cache-Control": "no-store"})
-    return model_response(
-        progress, HTTPStatus.ACCEPTED, accepted_headers(public_path(request.scope, f"/churn/batches/{batch_id}"))
-    )
+    location = public_path(request.scope, f"/churn/batches/{batch_id}")
+    headers = accepted_headers(location, services.queue.rows_retry_after_s)
+    return model_response(progress, HTTPStatus.ACCEPTED, headers)
 
 
 _RESULTS: dict[str, Any] = {media_type: {"schema": {"type": "string"}} for media_type in (NDJSON, CSV)} | {
@@ -167,7 +170,7 @@ async def get_batch_results(batch_id: PathId, request: Request) -> Response:
 
     headers = {"Cache-Control": "no-store", "Vary": "Accept"}
     if not stored.is_finished:
-        headers["Retry-After"] = str(RETRY_AFTER_S)
+        headers["Retry-After"] = str(services.queue.rows_retry_after_s)
     status = HTTPStatus.OK if stored.is_finished else HTTPStatus.ACCEPTED
     if request.scope["http_version"] == "1.0":  # it has no chunked coding, so the length must be known
         return Response(b"".join([part async for part in body()]), status, headers, media_type)

@@ -53,7 +53,7 @@ class CompletionListener:
         self._predictions = predictions
         self._on_completion = on_completion
         self._waiters: dict[str, list[Completion]] = {}
-        self._free = max_waiters
+        self._max_waiters = self._free = max_waiters
         self._is_released = False
         self._is_subscribed = False
         self._listening = asyncio.create_task(self._listen())
@@ -62,6 +62,11 @@ class CompletionListener:
     def is_full(self) -> bool:
         """Whether no more waiters are admitted."""
         return self._is_released or self._free <= 0
+
+    @property
+    def waiters(self) -> int:
+        """The number of waiters."""
+        return self._max_waiters - self._free
 
     @property
     def is_subscribed(self) -> bool:

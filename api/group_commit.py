@@ -11,6 +11,7 @@ import logging
 import queue
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from api.backpressure import Backlog
@@ -22,6 +23,7 @@ from celery_task_app.store.predictions import PredictionStore
 logger = logging.getLogger(__name__)
 
 _FAILURE_COUNTS_S = 3
+_ACCEPT_AFTER_S = 0.05  # without another prediction; under load the next message counts the last one, at no cost
 
 
 @dataclass(slots=True)
@@ -53,6 +55,7 @@ class GroupCommitter:
         max_pending: int,
         max_delay_s: float = 0.005,
         accept_within_s: float = 2.5,
+        on_published: Callable[[int, float], None] = lambda _customers, _seconds: None,
     ) -> None:
         """Start the publishing thread.
 
@@ -66,6 +69,8 @@ class GroupCommitter:
             max_delay_s: longest wait for the previous message to be predicted. Without this wait, Valkey gets one
                 message for each prediction.
             accept_within_s: longest wait of a request to be accepted, even if the thread is blocked.
+            on_published: is called with the number of customers in a published message, and the seconds until the
+                broker had confirmed it.
         """
         self._store = store
         self._publisher = publisher
@@ -75,8 +80,10 @@ class GroupCommitter:
         self._max_pending = max_pending
         self._max_delay_s = max_delay_s
         self._accept_within_s = accept_within_s
+        self._on_published = on_published
         self._pending: queue.SimpleQueue[PendingPrediction | None] = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
+        self._published_group = 0  # it is not counted as accepted yet
         self._last_id = b""  # a task id of the message that was published last
         self._last_is_predicted = threading.Event()
         self._last_is_predicted.set()
@@ -110,6 +117,11 @@ class GroupCommitter:
             timer.cancel()
 
     @property
+    def unpublished(self) -> int:
+        """The number of predictions that wait to be published."""
+        return self._pending.qsize()
+
+    @property
     def failure(self) -> str:
         """The reason why the last message was not accepted; empty if it was, or after a few seconds without another."""
         return self._failure if time.monotonic() - self._failed_at < _FAILURE_COUNTS_S else ""
@@ -137,6 +149,7 @@ class GroupCommitter:
             is_away = failure is not None and not isinstance(failure, Overloaded)
             self._failure, self._failed_at = str(failure) if is_away else "", time.monotonic()
             self._loop.call_soon_threadsafe(_resolve, group, failure)
+        self._count_published()
         self._publisher.close()
         self._store.close()
 
@@ -145,7 +158,7 @@ class GroupCommitter:
         group: list[PendingPrediction] = []
         with contextlib.suppress(queue.Empty):
             while len(group) < self._max_message_size:
-                pending = self._pending.get_nowait() if group else self._pending.get()
+                pending = self._pending.get_nowait() if group else self._wait_for_first()
                 if pending is None:
                     if group:  # publish this group first
                         self._pending.put(None)
@@ -156,12 +169,33 @@ class GroupCommitter:
                     group.append(pending)
         return group
 
+    def _wait_for_first(self) -> PendingPrediction | None:
+        """Wait for a prediction; if none comes soon, count the last message as accepted."""
+        if self._published_group:
+            try:
+                return self._pending.get(timeout=_ACCEPT_AFTER_S)
+            except queue.Empty:
+                self._count_published()
+        return self._pending.get()
+
+    def _count_published(self) -> None:
+        """Count the last message as accepted, unless the worker has predicted and so counted it."""
+        if self._published_group and not self._last_is_predicted.is_set():
+            try:
+                self._store.accept(self._published_group)
+            except ResultStoreUnavailable:  # the next message, or the worker, counts it
+                return
+        self._published_group = 0
+
     def _accept(self, group: list[PendingPrediction]) -> None:
         self._backlog.check()
         now = time.monotonic()
-        self._store.mark_queued({pending.task_id: pending.expires_at - now for pending in group})
+        lifetimes_s = {pending.task_id: pending.expires_at - now for pending in group}
+        marked = self._store.mark_queued(lifetimes_s, self._published_group)
+        self._published_group = 0
         self._last_id = group[0].task_id.encode()
         self._last_is_predicted.clear()
+        started = time.monotonic()
         try:
             self._publisher.publish(PredictionMessage({pending.task_id: pending.request for pending in group}))
         except Exception:
@@ -169,6 +203,8 @@ class GroupCommitter:
             with contextlib.suppress(ResultStoreUnavailable):
                 self._store.discard([pending.task_id for pending in group])
             raise
+        self._on_published(len(group), time.monotonic() - started)
+        self._published_group = marked
         self._backlog.record_published(len(group))
 
 

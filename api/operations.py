@@ -13,7 +13,8 @@ from api.http.problems import ProblemType, problem, problem_responses
 from api.http.responses import NO_STORE, model_response
 from api.services import get_services
 from api.worker_models import ModelInUse
-from models import Alive, ModelCard, Ready
+from celery_task_app.store.counts import Counts
+from models import Alive, ModelCard, Queue, Ready
 
 router = APIRouter(responses=problem_responses(ProblemType.INTERNAL_ERROR))
 
@@ -35,6 +36,34 @@ async def get_model(request: Request) -> Response:
         if model.sha256 and (manifest := await worker_models.read_card(model.sha256)):
             return model_response(_describe(manifest, in_use), HTTPStatus.OK, {}, exclude_none=True)
     return problem(ProblemType.NO_MODEL, "Start a worker, or read in its log why it has no model.")
+
+
+@router.get(
+    "/churn/queue",
+    operation_id="get_churn_queue",
+    summary="How many customers wait, and for how long?",
+    tags=["operations"],
+    response_model=Queue,
+    response_description="The queue",
+    responses=NO_STORE | problem_responses(ProblemType.UNAVAILABLE),
+)
+async def get_queue(request: Request) -> Response:
+    """Tell how many predictions and batch rows wait, for how long, and how long a new prediction will wait."""
+    state = await get_services(request).queue.read()
+    queue = Queue.model_validate(
+        {
+            "predictions": _waiting(state.counts.predictions, state.predictions_per_s),
+            "batch_rows": _waiting(state.counts.rows, state.rows_per_s),
+            "estimated_s": round(state.estimated_s, 3),
+            "workers": state.worker_states,
+        }
+    )
+    return model_response(queue, HTTPStatus.OK, {"Cache-Control": "no-store"})
+
+
+def _waiting(counts: Counts, drained_per_s: float | None) -> dict[str, float | None]:
+    rate = None if drained_per_s is None else round(drained_per_s, 1)
+    return {"waiting": counts.waiting, "oldest_s": round(counts.oldest_s, 3), "drained_per_s": rate}
 
 
 @router.get(

@@ -194,7 +194,8 @@ def _prediction_response(
         return problem(ProblemType.UNKNOWN_TASK, "Send the customer to POST /churn/predict again.")
     match stored.state:
         case State.QUEUED:
-            headers |= accepted_headers(public_path(request.scope, f"/churn/result/{task_id}"))
+            location = public_path(request.scope, f"/churn/result/{task_id}")
+            headers |= accepted_headers(location, get_services(request).queue.retry_after_s)
             return model_response(Task(task_id=task_id), HTTPStatus.ACCEPTED, headers)
         case State.REVOKED:
             kind = ProblemType.EXPIRED if stored.error == Expired.__name__ else ProblemType.DELETED

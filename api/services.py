@@ -7,6 +7,7 @@ from fastapi import Request
 from api.batch_intake import BatchIntake
 from api.completion import CompletionListener
 from api.group_commit import GroupCommitter
+from api.queue_watch import QueueWatch
 from api.readiness import ReadinessCheck
 from api.worker_models import WorkerModels
 from celery_task_app.store.batches import AsyncBatchStore
@@ -29,6 +30,7 @@ class Services:
         batches: reads batches.
         readiness: checks whether a prediction can be computed.
         worker_models: reads which models the workers have.
+        queue: estimates how long a prediction waits.
     """
 
     max_wait_s: int
@@ -41,6 +43,7 @@ class Services:
     batches: AsyncBatchStore
     readiness: ReadinessCheck
     worker_models: WorkerModels
+    queue: QueueWatch
 
 
 def get_services(request: Request) -> Services:

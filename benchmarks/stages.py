@@ -83,7 +83,7 @@ def shares(stacks: Counter[tuple[str, ...]]) -> dict[str, float]:
 def time_steps(message: PredictionMessage, model: ChurnModel, stores: Stores) -> dict[str, float]:
     """Process a message as the delivery policy does; return the seconds of each step."""
     times = [time.perf_counter()]
-    pending, _ = message.look_up(stores)
+    pending = message.look_up(stores).pending
     times.append(time.perf_counter())
     outcomes: dict[str, Outcome] = {**predict_each(lambda ids: message.predict(model, ids), pending)}
     times.append(time.perf_counter())

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks import stand
 from benchmarks.bulk import run_batch
-from tests.harness.processes import ROOT
+from tests.harness.processes import ROOT, free_port
 from tests.harness.servers import running_servers
 from tests.harness.service import Service
 
@@ -46,7 +46,8 @@ def running_version(checkout: Path, servers_name: str, folder: Path) -> Iterator
     """Run the service of a checkout on servers of its own."""
     folder.mkdir()
     with running_servers(servers_name, folder) as servers:
-        service = Service(servers, folder, {**stand.QUIET, "WARM_UP": "true"})
+        # With metrics, which cost something; a version without them ignores the variable.
+        service = Service(servers, folder, {**stand.QUIET, "WARM_UP": "true", "METRICS_PORT": str(free_port())})
         for process in (service.api, service.worker):
             in_checkout = ["env", "--chdir", str(checkout), f"PYTHONPATH={checkout}", python_of(checkout)]
             process.command = [*in_checkout, *process.command[1:]]

@@ -31,6 +31,7 @@ ChurnServiceError
 │   │   └── BatchTooSlow           its validation takes too long
 │   └── RowsRefused             rows are not valid customers
 ├── MalformedMessage          a message from the queue cannot be parsed
+├── MetricsPortUnavailable    the port of the metrics cannot be used: the process does not start
 └── Unavailable               the request is fine; the same request may succeed later
     ├── BrokerUnavailable       the broker did not confirm
     ├── ResultStoreUnavailable  the result store did not answer
@@ -168,6 +169,10 @@ class RowsRefused(BatchError):
 
 class MalformedMessage(ChurnServiceError):
     """A message from the queue cannot be parsed."""
+
+
+class MetricsPortUnavailable(ChurnServiceError):
+    """Another process has the port of the metrics, or the host is not an address of this machine."""
 
 
 class Unavailable(ChurnServiceError):

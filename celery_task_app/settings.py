@@ -61,6 +61,13 @@ class Settings(BaseSettings):
     remote_control: bool = False
     """Answer Celery's remote control (`celery inspect`, Flower), with which any program on the broker can stop it."""
 
+    metrics_port: int = Field(default=0, ge=0, le=65_534)
+    """Port of the metrics (Prometheus) of an API process; a worker uses the next port. 0 switches them off; `make run`
+    and docker-compose switch them on. Two processes cannot share a port, so `uvicorn --workers` is refused with it."""
+
+    metrics_host: str = "127.0.0.1"
+    """Address on which the metrics are served; `0.0.0.0` in a container whose network is protected."""
+
     deadline_s: int = Field(default=3_600, ge=1)
     """Seconds until an accepted prediction expires if it is not computed; a client may ask for fewer."""
 

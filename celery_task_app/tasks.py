@@ -12,18 +12,26 @@ from typing import Any, ClassVar
 
 import celery
 from celery.exceptions import Reject
-from celery.signals import celeryd_after_setup, celeryd_init, worker_process_init, worker_shutting_down
+from celery.signals import (
+    celeryd_after_setup,
+    celeryd_init,
+    worker_process_init,
+    worker_ready,
+    worker_shutting_down,
+)
 
 from celery_task_app.consumer import lifecycle
-from celery_task_app.consumer.delivery import DeliveryPolicy
+from celery_task_app.consumer.delivery import DeliveryPolicy, MessageSummary
 from celery_task_app.consumer.heartbeat import Heartbeat, WorkerHealth
 from celery_task_app.consumer.request import RecoveringRequest
-from celery_task_app.errors import MalformedMessage, ModelError, Unavailable
+from celery_task_app.errors import MalformedMessage, MetricsPortUnavailable, ModelError, Unavailable
 from celery_task_app.messaging.messages import ChunkMessage, Message, PredictionMessage, Stores
 from celery_task_app.messaging.publisher import Publisher, publisher_connection
 from celery_task_app.ml.artifact import Artifact, read_manifest
 from celery_task_app.ml.model import ChurnModel
 from celery_task_app.ml.schema import CustomerSchema, Feature, parse_features, schema_differences
+from celery_task_app.observability.exporter import MetricsServer
+from celery_task_app.observability.metrics import WorkerMetrics
 from celery_task_app.settings import settings
 from celery_task_app.store.batches import BatchStore
 from celery_task_app.store.connection import connect
@@ -45,6 +53,10 @@ class PredictTask(celery.Task):
     message_type: type[Message[Any]]
     model: ClassVar[ChurnModel]
     health: ClassVar[WorkerHealth]
+    metrics: ClassVar[WorkerMetrics] = WorkerMetrics()
+    server: ClassVar[MetricsServer | None] = None
+    load_s: ClassVar[float] = 0.0
+    """Seconds in which this process loaded the model; 0 in a process that has inherited it."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the task with the model loaded; requeue the message after 1 s if the model or a server fails."""
@@ -54,6 +66,7 @@ class PredictTask(celery.Task):
             return self.run(*args, **kwargs)
         except MalformedMessage as error:
             logger.error("malformed message dropped message=%s reason=%s", self.request.id, error)  # noqa: TRY400
+            return MessageSummary(self.message_type.kind, "malformed").to_text()
         except (ModelError, Unavailable) as error:
             if isinstance(error, ModelError):  # another worker may have a model that works
                 self.health.fail(error)
@@ -71,8 +84,10 @@ class PredictTask(celery.Task):
             ModelError: the model cannot be used.
         """
         schema = _read_fitting_schema()
+        started = time.perf_counter()
         with lifecycle.limit_load(cls.health, settings.model_path, settings.model_load_timeout_s):
             PredictTask.model = ChurnModel(settings.model_path, schema, check=check)
+        PredictTask.load_s = time.perf_counter() - started
         cls.health.report_model_loaded()
         return PredictTask.model.artifact
 
@@ -90,27 +105,37 @@ class PredictTask(celery.Task):
         """The delivery policy of this task in this pool process."""
         return self.open_delivery()
 
-    def process(self, kwargs: dict[str, Any]) -> None:
-        """Process the message of this task, given its keyword arguments."""
-        self.delivery.process(
+    @classmethod
+    def record_summary(cls, text: str) -> None:
+        """Record the summary of a message, in the main process."""
+        summary = MessageSummary.from_text(text)
+        cls.metrics.record(summary)
+        if summary.load_s:
+            cls.metrics.record_model_load(summary.load_s)
+
+    def process(self, kwargs: dict[str, Any]) -> str:
+        """Process the message of this task, given its keyword arguments; return its summary."""
+        summary = self.delivery.process(
             self.message_type.parse(kwargs),
             self.model,
             retries=self.request.retries,
             is_redelivered=self.request.delivery_info["redelivered"],
             is_dead_letter=self.request.delivery_info["routing_key"] == DEAD.name,
         )
+        summary.load_s = self.load_s
+        return summary.to_text()
 
 
 @app.task(bind=True, base=PredictTask, name=PREDICT_TASK, message_type=PredictionMessage, ignore_result=True)
-def predict_churn(self: PredictTask, **kwargs: Any) -> None:
+def predict_churn(self: PredictTask, **kwargs: Any) -> str:
     """Predict the customers of a PredictionMessage, and store each outcome under its task id."""
-    self.process(kwargs)
+    return self.process(kwargs)
 
 
 @app.task(bind=True, base=PredictTask, name=SCORE_TASK, message_type=ChunkMessage, ignore_result=True)
-def score_chunk(self: PredictTask, **kwargs: Any) -> None:
+def score_chunk(self: PredictTask, **kwargs: Any) -> str:
     """Predict the rows of a ChunkMessage, and store their results in the batch."""
-    self.process(kwargs)
+    return self.process(kwargs)
 
 
 def _read_customer_schema() -> CustomerSchema | None:
@@ -150,6 +175,8 @@ def _try_out_model() -> None:
 def _prepare_worker(sender: str, **_: object) -> None:
     """Check or load the model in the main process, before the pool processes are forked."""
     PredictTask.health = Heartbeat.health = WorkerHealth(sender, settings.backend_uri)
+    if settings.metrics_port:
+        PredictTask.server = _bind_metrics()
     lifecycle.limit_stop_of_pool_processes()
     lifecycle.keep_customers_out_of_the_log()
     if settings.warm_up:
@@ -159,13 +186,33 @@ def _prepare_worker(sender: str, **_: object) -> None:
             _try_out_model,
             within_s=settings.model_load_timeout_s,
         )
+        PredictTask.metrics.record_model_load(PredictTask.load_s)
+        PredictTask.load_s = 0.0  # of the pool processes, which inherit the model
     else:
         lifecycle.check_model(PredictTask.health, settings.model_path)
+
+
+def _bind_metrics() -> MetricsServer:
+    """Return the server of the metrics; stop the worker if another process has its port."""
+    try:
+        return MetricsServer(PredictTask.metrics.registry, settings.metrics_host, settings.metrics_port + 1)
+    except MetricsPortUnavailable as error:
+        logger.critical("the worker stops: %s", error)
+        raise SystemExit(1) from error
+
+
+@worker_ready.connect
+def _serve_metrics(**_: object) -> None:
+    """Answer scrapes once the first pool processes are forked. A later fork copies no lock that they use."""
+    if PredictTask.server:
+        PredictTask.server.start()
 
 
 @worker_process_init.connect
 def _start_pool_process(**_: object) -> None:
     """Load the model before the process takes a message, so that loading uses up no attempt and no time limit."""
+    if PredictTask.server:
+        PredictTask.server.close_in_child()  # it would hold the port if the main process is killed
     try:
         if hasattr(PredictTask, "model"):  # WARM_UP: the main process has loaded it
             PredictTask.health.report_model_loaded()

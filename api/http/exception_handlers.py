@@ -44,7 +44,7 @@ async def _service_error(_request: Request, error: ChurnServiceError) -> Respons
     return response
 
 
-async def _validation_error(_request: Request, error: RequestValidationError) -> Response:
+async def _validation_error(request: Request, error: RequestValidationError) -> Response:
     """Name every fault, but repeat no value: values are a customer's, and NaN has no form in JSON."""
     faults = error.errors()
     named = [
@@ -52,6 +52,8 @@ async def _validation_error(_request: Request, error: RequestValidationError) ->
         for fault in faults
     ]
     kind = _KINDS.get(str(faults[0]["loc"][0]), ProblemType.INVALID_FEATURES)
+    if kind is ProblemType.INVALID_FEATURES:
+        request.scope["faults"] = [(fault["loc"][-1], fault["type"]) for fault in faults]  # for request_metrics.py
     return problem(kind, "See errors.", errors=[fault.model_dump() for fault in named])
 
 

@@ -8,6 +8,7 @@ from enum import Enum
 from http import HTTPStatus
 
 from fastapi.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
 
 from api.http.responses import HEADERS, RETRY_AFTER_S, Responses
 from celery_task_app import errors
@@ -253,7 +254,20 @@ def problem(kind: ProblemType, detail: str, retry_after_s: int = RETRY_AFTER_S, 
     if kind.status in _WITH_RETRY_AFTER:
         headers["Retry-After"] = str(retry_after_s)
     body = {"type": kind.type, "title": kind.title, "status": kind.status, "detail": detail, **extensions}
-    return JSONResponse(body, kind.status, headers, MEDIA_TYPE)
+    response = _ProblemResponse(body, kind.status, headers, MEDIA_TYPE)
+    response.slug = kind.slug
+    return response
+
+
+class _ProblemResponse(JSONResponse):
+    """A response that names its problem to the middleware that counts problems."""
+
+    slug: str
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response."""
+        scope["problem"] = self.slug
+        await super().__call__(scope, receive, send)
 
 
 def framework_problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:

@@ -6,6 +6,7 @@ docs/adr/0002 says when this can go.
 """
 
 import asyncio
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -43,10 +44,12 @@ class BoundedProtocol(HttpToolsProtocol):
     Attributes:
         head_timeout_s: seconds until the head of a request is complete, from the connection or the last response.
         body_timeout_s: seconds in which a body must be complete, or have grown by LEAST_BYTES_PER_S for each of them.
+        on_refused: is called when a request is refused.
     """
 
     head_timeout_s = 10.0
     body_timeout_s = 10.0
+    on_refused: Callable[[], None] = staticmethod(lambda: None)
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         """Create the protocol of one connection, as uvicorn does."""
@@ -166,6 +169,9 @@ class BoundedProtocol(HttpToolsProtocol):
     def _refuse(self, status: int, response: JSONResponse) -> None:
         """Answer with a problem, unless another response is not complete, and close the connection."""
         self._is_refused = True
+        if self._is_started:
+            self.cycle.scope["refused"] = status  # type: ignore[typeddict-unknown-key]  # for request_metrics.py
+        self.on_refused()
         self.logger.warning("connection closed: the request was refused client=%s status=%d", self.client, status)
         is_own = self._is_started and not self.pipeline and not self.cycle.response_started
         if self.cycle is None or self.cycle.response_complete or is_own:
@@ -175,13 +181,15 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.close()
 
 
-def limit_connections(*, head_timeout_s: float, body_timeout_s: float) -> None:
+def limit_connections(*, head_timeout_s: float, body_timeout_s: float, on_refused: Callable[[], None]) -> None:
     """Make the server of this process create bounded protocols.
 
     Args:
         head_timeout_s: seconds until a connection without a complete head is closed.
         body_timeout_s: seconds over which the rate of a body is measured.
+        on_refused: is called when a request is refused.
     """
+    BoundedProtocol.on_refused = staticmethod(on_refused)
     BoundedProtocol.head_timeout_s, BoundedProtocol.body_timeout_s = head_timeout_s, body_timeout_s
 
     def create(cls: type[HttpToolsProtocol], *_arguments: object, **_options: object) -> HttpToolsProtocol:

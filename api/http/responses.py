@@ -47,9 +47,9 @@ def accepted_responses(model: type[BaseModel], description: str) -> Responses:
     return {HTTPStatus.ACCEPTED: {"model": model, "description": description, "headers": HEADERS}}
 
 
-def accepted_headers(location: str) -> dict[str, str]:
+def accepted_headers(location: str, retry_after_s: int) -> dict[str, str]:
     """Return the headers of a 202."""
-    return {"Location": location, "Retry-After": str(RETRY_AFTER_S), "Cache-Control": "no-store"}
+    return {"Location": location, "Retry-After": str(retry_after_s), "Cache-Control": "no-store"}
 
 
 def model_response(

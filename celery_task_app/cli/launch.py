@@ -26,6 +26,7 @@ ENV = DATA / "env"  # for a second terminal: the addresses of the embedded Valke
 HOST = "127.0.0.1"
 DEFAULT_PORT = "8000"
 VALKEY_PORT = 6390  # near 6379, which a Redis of this machine may use
+METRICS_PORT = 9464  # the port that OpenTelemetry suggests for Prometheus; the worker uses the next one
 CLIENT = "test_client"
 READY_WITHIN_S = 120.0
 STOP_WITHIN_S = 15.0  # a task may take 10 s
@@ -194,6 +195,20 @@ def free_port(preferred: int) -> int:
     fail("No port is free for the embedded Valkey.", 2)
 
 
+def metrics_port() -> int:
+    """Return METRICS_PORT, which may be 0; without it the first free port that has a free one after it."""
+    if given := os.environ.get("METRICS_PORT"):
+        return int(given) if given.strip().isdecimal() else 0  # the parts refuse other values with a sentence
+    for port in range(METRICS_PORT, METRICS_PORT + 1_000, 2):
+        with (
+            contextlib.suppress(OSError),
+            socket.create_server((HOST, port)),
+            socket.create_server((HOST, port + 1)),
+        ):
+            return port
+    return 0
+
+
 def start_valkey(stack: Stack, preferred_port: int) -> dict[str, str]:
     """Start the broker and result store of `.data/`; return its addresses."""
     port = str(free_port(preferred_port))
@@ -221,6 +236,8 @@ def main(ready_within_s: float = READY_WITHIN_S, valkey_port: int = VALKEY_PORT)
         port = given_port()
         url = f"http://{HOST}:{port}"
         print(f"Starting {'Valkey, ' if is_embedded else ''}a worker and the API ...", flush=True)
+        metrics = metrics_port()
+        environment = {} if os.environ.get("METRICS_PORT") else {"METRICS_PORT": str(metrics)}
         worker_only: dict[str, str] = {}
         if is_embedded:
             uris = start_valkey(stack, valkey_port)
@@ -229,9 +246,9 @@ def main(ready_within_s: float = READY_WITHIN_S, valkey_port: int = VALKEY_PORT)
         # Given addresses may have passwords, so they are neither written nor printed.
         write_env((uris if is_embedded else {}) | {"PORT": str(port)})
         worker = ("celery", "-A", "celery_task_app.worker", "worker", "-l", "info")
-        stack.start("worker", python, "-m", *worker, **worker_only, **uris)
+        stack.start("worker", python, "-m", *worker, **worker_only, **environment, **uris)
         api = ("uvicorn", "app:app", "--port", str(port), "--timeout-graceful-shutdown", "10")
-        stack.start("API", python, "-m", *api, **uris)
+        stack.start("API", python, "-m", *api, **environment, **uris)
         stack.wait_while(lambda: obstacle_to_readiness(port), ready_within_s)
         if os.environ.get("API_KEYS"):
             print("API_KEYS is set, so there is no first prediction: it would need a key, not its digest.")
@@ -244,6 +261,8 @@ def main(ready_within_s: float = READY_WITHIN_S, valkey_port: int = VALKEY_PORT)
         if is_embedded:
             print(f"The broker is {uris['BROKER_URI']}, the result store {uris['BACKEND_URI']}.")
             print("For celery and redis-cli in a second terminal: . .data/env")
+        if metrics:
+            print(f"Metrics: http://{HOST}:{metrics}/metrics (API), http://{HOST}:{metrics + 1}/metrics (worker).")
         print(f"Serving on {url}: open it in a browser (docs at /docs, logs in .data/). Ctrl-C stops it.", flush=True)
         stack.wait_while(lambda: "serving")
 

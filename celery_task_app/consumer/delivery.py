@@ -6,9 +6,11 @@
 - While the result store is away, the message is tried again for two seconds, then published anew.
 """
 
+import itertools
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from celery.exceptions import SoftTimeLimitExceeded
@@ -34,6 +36,67 @@ STORE_RETRY_S = 2
 _STORE_PAUSE_S = 0.1
 
 _FAILED_MESSAGES_BEFORE_STOP = 3
+
+
+@dataclass(slots=True)
+class MessageSummary:
+    """The numbers of a processed message: a pool process returns them, and the main process records them.
+
+    Attributes:
+        kind: `predictions` or `rows`.
+        outcome: `predicted`; `split`; `postponed`, because the result store did not answer; `malformed`.
+        customers: that were predicted.
+        retries: attempts that they had lost before.
+        is_dead_letter: whether the message came from the dead letters.
+        waited_s: seconds since the first of them was accepted, by the store's clock; None if it is not known.
+        predict_s: seconds of the model.
+        store_s: seconds of the calls to the result store.
+        load_s: seconds in which this pool process loaded the model; 0 if it has inherited the model.
+    """
+
+    kind: str
+    outcome: str = "predicted"
+    customers: int = 0
+    retries: int = 0
+    is_dead_letter: bool = False
+    waited_s: float | None = None
+    predict_s: float = 0.0
+    store_s: float = 0.0
+    load_s: float = 0.0
+
+    def to_text(self) -> str:
+        """Return the summary as key=value, which Celery logs at the end of the message."""
+        waited_s = "" if self.waited_s is None else f"{self.waited_s:.4f}"
+        return (
+            f"kind={self.kind} outcome={self.outcome} customers={self.customers} retries={self.retries} "
+            f"dead_letter={int(self.is_dead_letter)} waited_s={waited_s} predict_s={self.predict_s:.4f} "
+            f"store_s={self.store_s:.4f} load_s={self.load_s:.3f}"
+        )
+
+    @classmethod
+    def from_text(cls, text: str) -> "MessageSummary":
+        """Return the summary of a text, which may have quotes around it: the inverse of `to_text`.
+
+        Raises:
+            ValueError: it is not the text of a summary.
+        """
+        try:
+            kind, outcome, customers, retries, dead, waited_s, predict_s, store_s, load_s = (
+                part.partition("=")[2] for part in text.strip("'").split(" ")
+            )
+            return cls(
+                kind,
+                outcome,
+                int(customers),
+                int(retries),
+                dead == "1",
+                float(waited_s) if waited_s else None,
+                float(predict_s),
+                float(store_s),
+                float(load_s),
+            )
+        except ValueError as error:
+            raise ValueError(f"not a summary: {text[:40]}") from error
 
 
 class DeliveryPolicy:
@@ -63,7 +126,7 @@ class DeliveryPolicy:
         retries: int,
         is_redelivered: bool,
         is_dead_letter: bool,
-    ) -> None:
+    ) -> MessageSummary:
         """Predict a message and store its outcomes, or split it.
 
         Args:
@@ -73,6 +136,9 @@ class DeliveryPolicy:
             is_redelivered: the broker delivered it before, and got no acknowledgement.
             is_dead_letter: it comes from the dead-letter queue.
 
+        Returns:
+            The numbers of the message.
+
         Raises:
             Unavailable: the broker failed; the message must go back to the queue.
             ModelError: the model cannot predict anybody; the message must go back to the queue.
@@ -80,17 +146,21 @@ class DeliveryPolicy:
         if is_dead_letter:
             retries = max(retries + 1, MAX_RETRIES)
         is_split = is_dead_letter or retries > MAX_RETRIES or (len(message.ids) > 1 and (retries or is_redelivered))
+        summary = MessageSummary(message.kind, retries=retries, is_dead_letter=is_dead_letter)
         deadline = time.monotonic() + STORE_RETRY_S
         try:
             if is_split:
+                summary.outcome = "split"
                 retry_until(deadline, lambda: self.split_and_requeue(message, retries))
             else:
-                self._predict_and_save(message, model, deadline)
+                self._predict_and_save(message, model, deadline, summary)
         except ResultStoreUnavailable as error:
             # Not requeued: a requeue counts as a delivery, and a long outage would exhaust the delivery limit.
             logger.warning("message goes to the end of the queue %s reason=%s", message.label, error)
             self._publisher.publish(message, retries)
             self._publisher.close()  # as in split_and_requeue
+            summary.outcome = "postponed"
+        return summary
 
     def split_and_requeue(self, message: Message[Any], retries: int) -> None:
         """Publish each pending prediction in a message of its own; after four lost attempts, store a failure instead.
@@ -102,7 +172,7 @@ class DeliveryPolicy:
         Raises:
             Unavailable: the broker or the result store failed.
         """
-        pending, outcomes = message.look_up(self._stores)
+        pending, outcomes, _ = message.look_up(self._stores)
         if retries > MAX_RETRIES:
             logger.error("attempts exhausted %s pending=%d", message.label, len(pending))
             outcomes, pending = {**outcomes, **dict.fromkeys(pending, attempts_exhausted(retries))}, []
@@ -117,9 +187,11 @@ class DeliveryPolicy:
         self._stores.predictions.close()
         self._stores.batches.close()
 
-    def _predict_and_save(self, message: Message[Any], model: Model, deadline: float) -> None:
+    def _predict_and_save(self, message: Message[Any], model: Model, deadline: float, summary: MessageSummary) -> None:
         """Predict the pending customers of a message, and store all outcomes."""
-        pending, expired = retry_until(deadline, lambda: message.look_up(self._stores))
+        times = [time.perf_counter()]
+        pending, expired, summary.waited_s = retry_until(deadline, lambda: message.look_up(self._stores))
+        times.append(time.perf_counter())
         outcomes = dict(expired)
         if pending:
             outcomes |= predict_each(lambda ids: message.predict(model, ids), pending)
@@ -128,7 +200,11 @@ class DeliveryPolicy:
             id_ for id_ in message.explained_ids if isinstance(outcomes.get(id_), float) and model.explains
         ]:
             outcomes |= predict_each(lambda ids: message.explain(model, {id_: outcomes[id_] for id_ in ids}), explained)
+        times.append(time.perf_counter())
         retry_until(deadline, lambda: message.save(self._stores, outcomes, model.version))
+        times.append(time.perf_counter())
+        looked_up, predicted, saved = (end - begin for begin, end in itertools.pairwise(times))
+        summary.customers, summary.predict_s, summary.store_s = len(pending), predicted, looked_up + saved
 
     def _check_model(self, model: Model, outcomes: Sequence[object]) -> None:
         """Tell a model that fails from customers that it cannot predict.

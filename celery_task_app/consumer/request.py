@@ -17,13 +17,35 @@ from celery_task_app.errors import MalformedMessage, Unavailable
 
 logger = logging.getLogger(__name__)
 
-for _name in ("on_failure", "_already_cancelled", "_already_revoked", "_context", "acknowledge", "reject", "info"):
+for _name in (
+    "on_success",
+    "on_failure",
+    "_already_cancelled",
+    "_already_revoked",
+    "_context",
+    "acknowledge",
+    "reject",
+    "info",
+):
     if not hasattr(Request, _name):
         raise ImportError(f"Celery's Request has no {_name} any more: see docs/adr/0003")
 
 
 class RecoveringRequest(Request):
     """A message in the worker's main process; only this process learns that a pool process was lost."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Record the summary that a pool process returns; Celery defines `on_success` in a subclass for each task."""
+        super().__init_subclass__(**options)
+        of_celery = cls.on_success
+
+        def on_success(self: RecoveringRequest, result: tuple[bool, Any, float], **more: Any) -> None:
+            of_celery(self, result, **more)
+            is_failure, text, _ = result
+            if not is_failure:
+                self.task.record_summary(text)
+
+        cls.on_success = on_success
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
         """Split the message and requeue each prediction, before the message is acknowledged.
@@ -41,10 +63,13 @@ class RecoveringRequest(Request):
                 message = self.task.message_type.parse(self.kwargs)
             except MalformedMessage as malformed:
                 logger.error("malformed message dropped message=%s reason=%s", self.id, malformed)  # noqa: TRY400
+        if isinstance(error, Reject):
+            self.task.metrics.record_outcome(self.task.message_type.kind, "requeued")
         if message is None:
             super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
             return
         logger.error("attempt lost message=%s error=%r", self.id, error)
+        self.task.metrics.record_outcome(message.kind, "lost")
         state.task_ready(self)
         try:
             with closing(self.task.open_delivery()) as delivery:

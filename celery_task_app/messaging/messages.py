@@ -6,7 +6,7 @@ The delivery policy, which is the same for both, is in consumer/delivery.py.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple, Protocol, Self, TypeVar, cast
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, Self, TypeVar, cast
 
 from kombu import Queue
 from pydantic_core import from_json, to_json
@@ -29,6 +29,20 @@ class Stores(NamedTuple):
 
     predictions: PredictionStore
     batches: BatchStore
+
+
+class LookUp(NamedTuple, Generic[Id]):
+    """The states of a message's predictions.
+
+    Attributes:
+        pending: ids without a terminal state.
+        outcomes: of overdue predictions.
+        waited_s: seconds since the first pending one was accepted, by the store's clock; None if it is not known.
+    """
+
+    pending: Sequence[Id]
+    outcomes: Mapping[Id, Outcome]
+    waited_s: float | None
 
 
 class Model(Protocol):
@@ -62,6 +76,8 @@ class Model(Protocol):
 class Message(Protocol[Id]):
     """The interface of a message. Its ids are task ids, or row numbers of a batch."""
 
+    kind: ClassVar[str]
+    """`predictions` or `rows`, for metrics and log lines."""
     task_name: ClassVar[str]
     """The Celery task that consumes the message."""
     queue: ClassVar[Queue]
@@ -92,7 +108,7 @@ class Message(Protocol[Id]):
     def split(self, ids: Sequence[Id]) -> Iterator[Self]:
         """Yield a message of its own for each of these ids."""
 
-    def look_up(self, stores: Stores) -> tuple[Sequence[Id], Mapping[Id, Outcome]]:
+    def look_up(self, stores: Stores) -> LookUp[Id]:
         """Return the ids without a terminal state, and the outcomes of overdue predictions.
 
         Raises:
@@ -144,6 +160,7 @@ class PredictionMessage:
 
     requests: Mapping[str, PredictionRequest]
 
+    kind: ClassVar[str] = "predictions"
     task_name: ClassVar[str] = PREDICT_TASK
     queue: ClassVar[Queue] = PREDICTIONS
 
@@ -188,16 +205,18 @@ class PredictionMessage:
         for task_id in ids:
             yield type(self)({task_id: self.requests[task_id]})
 
-    def look_up(self, stores: Stores) -> tuple[Sequence[str], Mapping[str, Outcome]]:
+    def look_up(self, stores: Stores) -> LookUp[str]:
         """Return the pending task ids, and those that have expired; see Message."""
         pending: list[str] = []
         expired: dict[str, Outcome] = {}
-        for task_id, stored in stores.predictions.look_up(self.ids).items():
+        found = stores.predictions.look_up(self.ids)
+        for task_id, stored in found.items():
             if stored is not None and stored.is_overdue:
                 expired[task_id] = Expired("not computed within its deadline")
             elif stored is None or stored.is_queued:
                 pending.append(task_id)
-        return pending, expired
+        first = found[pending[0]] if pending else None
+        return LookUp(pending, expired, first.waited_s if first else None)
 
     def predict(self, model: Model, ids: Sequence[str]) -> list[float]:
         """Return the probabilities of churn for these task ids; see Message."""
@@ -233,6 +252,7 @@ class ChunkMessage:
     chunk: int
     content: str
 
+    kind: ClassVar[str] = "rows"
     task_name: ClassVar[str] = SCORE_TASK
     queue: ClassVar[Queue] = BATCHES
 
@@ -301,10 +321,10 @@ class ChunkMessage:
         for row in ids:
             yield self.from_columns(self.batch_id, self.chunk, [row], self._columns_of([row]))
 
-    def look_up(self, stores: Stores) -> tuple[Sequence[int], Mapping[int, Outcome]]:
+    def look_up(self, stores: Stores) -> LookUp[int]:
         """Return the pending rows; a row has no deadline. See Message."""
-        pending = stores.batches.pending(self.batch_id, self.chunk, self.rows)
-        return (self.rows if len(pending) == len(self.rows) else sorted(pending)), {}
+        pending, waited_s = stores.batches.look_up(self.batch_id, self.chunk, self.rows)
+        return LookUp(self.rows if len(pending) == len(self.rows) else sorted(pending), {}, waited_s)
 
     def predict(self, model: Model, ids: Sequence[int]) -> list[float]:
         """Return the probabilities of churn for these rows; see Message."""

@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from celery_task_app.errors import PredictionError, ResultStoreUnavailable
-from celery_task_app.store.connection import AsyncStoreClient, StoreClient, load_script, store_call, store_errors
+from celery_task_app.store.connection import (
+    AsyncStoreClient,
+    StoreClient,
+    load_counting_script,
+    store_call,
+    store_errors,
+)
+from celery_task_app.store.counts import ROWS
 
 _WHOLE = "whole"
 _VERSION = b"version:"  # begins a counter of rows in scripts/finish_rows.lua
@@ -64,8 +71,9 @@ class BatchStore:
     def __init__(self, client: StoreClient, result_ttl_s: int) -> None:
         self._client = client
         self._result_ttl_s = result_ttl_s
-        self._finish_rows = client.register_script(load_script("finish_rows"))
-        self._delete = client.register_script(load_script("delete_batch"))
+        self._finish_rows = client.register_script(load_counting_script("finish_rows"))
+        self._accept = client.register_script(load_counting_script("accept_batch"))
+        self._delete = client.register_script(load_counting_script("delete_batch"))
 
     def create(self, batch_id: str, total: int, chunks: int) -> None:
         """Write a new batch with no row finished."""
@@ -75,15 +83,30 @@ class BatchStore:
             pipeline.expire(_key(batch_id), self._result_ttl_s)
             pipeline.execute()
 
+    def accept(self, batch_id: str) -> None:
+        """Count the rows of a batch as accepted, because all of its chunks were published."""
+        with store_errors():
+            self._accept([_key(batch_id), *ROWS])
+
     def pending(self, batch_id: str, chunk: int, rows: Sequence[int]) -> set[int]:
         """Return the rows of a chunk without a terminal state; none if the batch was deleted or is unknown."""
+        return self.look_up(batch_id, chunk, rows)[0]
+
+    def look_up(self, batch_id: str, chunk: int, rows: Sequence[int]) -> tuple[set[int], float | None]:
+        """Return the pending rows of a chunk, and the seconds since its batch was accepted.
+
+        Returns:
+            The rows as `pending` does; the seconds by the store's clock, or None while the batch is being accepted.
+        """
         with store_errors(), self._client.pipeline(transaction=False) as pipeline:
-            pipeline.hget(_key(batch_id), "state")
+            pipeline.hmget(_key(batch_id), "state", "accepted_at")
             pipeline.hkeys(_key(batch_id, chunk))
-            state, fields = pipeline.execute()
+            pipeline.time()
+            (state, accepted_at), fields, (seconds, microseconds) = pipeline.execute()
         if state != b"running" or _WHOLE.encode() in fields:
-            return set()
-        return set(rows) - set(map(int, fields))
+            return set(), None
+        waited_s = max(0.0, seconds + microseconds / 1e6 - float(accepted_at)) if accepted_at else None
+        return set(rows) - set(map(int, fields)), waited_s
 
     def finish(
         self, batch_id: str, chunk: int, outcomes: Mapping[int, float | PredictionError], model_version: str | None
@@ -99,7 +122,7 @@ class BatchStore:
         """
         if not outcomes:
             return
-        keys = [_key(batch_id), _key(batch_id, chunk)]
+        keys = [_key(batch_id), _key(batch_id, chunk), *ROWS]
         with store_errors():
             if len(outcomes) == 1 or self._finish_rows(keys, [model_version or "", *_field(_WHOLE, outcomes)]):
                 fields = [part for row, outcome in outcomes.items() for part in _field(str(row), {row: outcome})]
@@ -108,7 +131,7 @@ class BatchStore:
     def delete(self, batch_id: str) -> None:
         """Cancel the pending rows of a batch, and remove its results."""
         with store_errors():
-            chunks = cast("int", self._delete([_key(batch_id)]))
+            chunks = cast("int", self._delete([_key(batch_id), *ROWS]))
             if chunks > 0:
                 self._client.unlink(*_chunk_keys(batch_id, chunks))
 
@@ -122,7 +145,7 @@ class AsyncBatchStore:
 
     def __init__(self, client: AsyncStoreClient) -> None:
         self._client = client
-        self._delete = client.register_script(load_script("delete_batch"))
+        self._delete = client.register_script(load_counting_script("delete_batch"))
 
     async def find(self, batch_id: str) -> StoredBatch | None:
         """Return the progress of a batch; None if it was never accepted or its TTL has ended."""
@@ -160,7 +183,7 @@ class AsyncBatchStore:
     async def delete(self, batch_id: str) -> bool:
         """Cancel the pending rows of a batch, and remove its results; return whether the batch was known."""
         async with store_call():
-            chunks = cast("int", await cast("Any", self._delete([_key(batch_id)])))
+            chunks = cast("int", await cast("Any", self._delete([_key(batch_id), *ROWS])))
             if chunks > 0:
                 await self._client.unlink(*_chunk_keys(batch_id, chunks))
         return chunks >= 0

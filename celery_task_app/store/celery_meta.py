@@ -19,6 +19,8 @@ def key_of(task_id: str) -> str:
 def encode_meta(task_id: str, status: str, result: object, date_done: str | None, **more: object) -> str:
     """Return a result as Celery's JSON; the status comes first, so that a Lua script can compare the first bytes.
 
+    The fields of our own follow it, because scripts/counts.lua looks for the first of a QUEUED marker there.
+
     Args:
         task_id: the id of the task.
         status: a state of Celery, or one of our own.
@@ -26,8 +28,8 @@ def encode_meta(task_id: str, status: str, result: object, date_done: str | None
         date_done: the end of the task in ISO 8601; None while it is not finished.
         more: fields of our own, which Celery ignores.
     """
-    meta = {"status": status, "result": result, "traceback": None, "children": [], "date_done": date_done}
-    return json.dumps({**meta, **more, "task_id": task_id})
+    meta = {"result": result, "traceback": None, "children": [], "date_done": date_done, "task_id": task_id}
+    return json.dumps({"status": status, **more, **meta})
 
 
 def encode_error(error: Exception) -> dict[str, Any]:

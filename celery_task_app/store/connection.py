@@ -63,6 +63,11 @@ def load_script(name: str) -> str:
     return (_SCRIPTS / f"{name}.lua").read_text()
 
 
+def load_counting_script(name: str) -> str:
+    """Return the text of a Lua script that counts customers, with the functions of scripts/counts.lua before it."""
+    return f"{load_script('counts')}\n{load_script(name)}"
+
+
 @contextmanager
 def store_errors() -> Iterator[None]:
     """Raise ResultStoreUnavailable for any error of the result store, and for a timeout."""

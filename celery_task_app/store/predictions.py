@@ -6,14 +6,22 @@ A prediction is stored under Celery's own key and in Celery's own form, so `Asyn
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, cast
 
 from celery_task_app.errors import Deleted, Expired, PredictionError, Withdrawn
 from celery_task_app.store.celery_meta import encode_error, encode_meta, key_of
-from celery_task_app.store.connection import AsyncStoreClient, StoreClient, load_script, store_call, store_errors
+from celery_task_app.store.connection import (
+    AsyncStoreClient,
+    StoreClient,
+    load_counting_script,
+    load_script,
+    store_call,
+    store_errors,
+)
+from celery_task_app.store.counts import PREDICTIONS
 
 COMPLETIONS = "churn:ended"
 """The channel to which every API process listens; `finish` publishes the terminal states there, as one JSON array."""
@@ -43,6 +51,8 @@ class StoredPrediction:
         reasons: contributions of the features in log-odds, if the client asked for them; only for SUCCESS.
         error: class name of the error; only for FAILURE (a PredictionError) and REVOKED (a Withdrawn).
         is_overdue: the deadline had passed when the state was read, by the store's clock; only for QUEUED.
+        waited_s: seconds since the QUEUED marker was written, by the store's clock; only for QUEUED, and None for a
+            marker of version 0.1.0.
     """
 
     state: State
@@ -51,6 +61,7 @@ class StoredPrediction:
     reasons: Mapping[str, Any] | None = None
     error: str | None = None
     is_overdue: bool = False
+    waited_s: float | None = field(default=None, compare=False)
 
     @property
     def is_queued(self) -> bool:
@@ -83,26 +94,38 @@ class PredictionStore:
     def __init__(self, client: StoreClient, result_ttl_s: int) -> None:
         self._client = client
         self._result_ttl_s = result_ttl_s
-        self._mark_queued = client.register_script(load_script("mark_queued"))
+        self._mark_queued = client.register_script(load_counting_script("mark_queued"))
+        self._accept = client.register_script(load_counting_script("accept_group"))
+        self._discard = client.register_script(load_counting_script("discard"))
         self._read = client.register_script(load_script("read_states"))
-        self._finish = client.register_script(load_script("finish"))
+        self._finish = client.register_script(load_counting_script("finish"))
 
-    def mark_queued(self, lifetimes_s: Mapping[str, float]) -> None:
+    def mark_queued(self, lifetimes_s: Mapping[str, float], published_group: int = 0) -> int:
         """Write the QUEUED markers of new ids, in one round trip; an id that has a state keeps it.
 
         Args:
             lifetimes_s: by task id, the seconds from now until the prediction expires, by the store's clock.
+            published_group: a group whose message was published; its predictions are counted as accepted now.
+
+        Returns:
+            The number of the group that these ids are; 0 if every id had a state. They are counted as accepted when
+            the group is passed to `mark_queued` or `accept`, and at the latest when the first of them ends.
         """
-        arguments: list[float | str] = [self._result_ttl_s]
-        for task_id, lifetime_s in lifetimes_s.items():
-            arguments += (lifetime_s, encode_meta(task_id, State.QUEUED, None, date_done=None, deadline=0))
+        marker = encode_meta("", State.QUEUED, None, date_done=None, group=0, queued=0, deadline=0)
+        arguments: list[str | float] = [self._result_ttl_s, published_group, marker, len(key_of(""))]
+        arguments += lifetimes_s.values()
         with store_errors():
-            self._mark_queued(list(map(key_of, lifetimes_s)), arguments)
+            return cast("int", self._mark_queued([*PREDICTIONS, *map(key_of, lifetimes_s)], arguments))
+
+    def accept(self, published_group: int) -> None:
+        """Count the predictions of a group as accepted, because their message was published."""
+        with store_errors():
+            self._accept([PREDICTIONS.counts], [published_group])
 
     def discard(self, task_ids: Sequence[str]) -> None:
-        """Remove the markers of ids whose predictions were not accepted."""
+        """Remove the markers of ids whose predictions were not accepted, and do not count them."""
         with store_errors():
-            self._client.unlink(*map(key_of, task_ids))
+            self._discard([*PREDICTIONS, *map(key_of, task_ids)])
 
     def look_up(self, task_ids: Sequence[str]) -> dict[str, StoredPrediction | None]:
         """Return the state of each id, in one round trip.
@@ -141,7 +164,7 @@ class AsyncPredictionStore:
     def __init__(self, client: AsyncStoreClient, result_ttl_s: int) -> None:
         self._client = client
         self._result_ttl_s = result_ttl_s
-        self._finish = client.register_script(load_script("finish"))
+        self._finish = client.register_script(load_counting_script("finish"))
         self._read = client.register_script(load_script("read_states"))
         self._requested: dict[str, asyncio.Future[tuple[float, bytes | None]]] = {}
         self._reading: asyncio.Task[None] | None = None
@@ -217,7 +240,7 @@ def _finish_arguments(
     is_deletion = all(isinstance(outcome, Deleted) for outcome in outcomes.values())
     now = datetime.now(UTC).isoformat()
     states = [_encode_outcome(task_id, outcome, model_version, now) for task_id, outcome in outcomes.items()]
-    return [*map(key_of, outcomes)], [COMPLETIONS, ttl_s, b"" if is_deletion else _QUEUED_PREFIX, *states]
+    return [*PREDICTIONS, *map(key_of, outcomes)], [COMPLETIONS, ttl_s, b"" if is_deletion else _QUEUED_PREFIX, *states]
 
 
 def _encode_outcome(task_id: str, outcome: Outcome, model_version: str | None, date_done: str) -> str:
@@ -243,7 +266,8 @@ def _decode(value: bytes | None, now: float) -> StoredPrediction | None:
 def _from_meta(meta: Mapping[str, Any], now: float = 0) -> StoredPrediction:
     match State(meta["status"]):
         case State.QUEUED:
-            return StoredPrediction(State.QUEUED, is_overdue=meta["deadline"] < now)
+            waited_s = max(0.0, now - meta["queued"]) if "queued" in meta else None
+            return StoredPrediction(State.QUEUED, is_overdue=meta["deadline"] < now, waited_s=waited_s)
         case State.SUCCESS:
             return StoredPrediction(State.SUCCESS, meta["result"], meta["model_version"], meta.get("reasons"))
         case ended:

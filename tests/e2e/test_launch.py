@@ -56,12 +56,16 @@ def test_the_first_start_prints_the_shown_lines_and_a_second_start_is_refused(tr
     ]
     assert [comparable(text) for text in shown] == outputs  # README.md, docs/getting-started.md
 
-    _, prediction, addresses, hint, serving = tree.output().splitlines()
+    _, prediction, addresses, hint, metrics, serving = tree.output().splitlines()
     probability = float(prediction.removeprefix("The probability of churn of the example customer: "))
     assert 0 <= probability <= 1
     env = tree.env()
     assert addresses == f"The broker is {env['BROKER_URI']}, the result store {env['BACKEND_URI']}."
     assert hint == "For celery and redis-cli in a second terminal: . .data/env"
+    printed = re.fullmatch(r"Metrics: (http://127.0.0.1:\d+/metrics) \(API\), (\S+/metrics) \(worker\)\.", metrics)
+    assert printed
+    assert "churn_accepted_total 1.0" in get(printed[1]).text
+    assert 'churn_worker_customers_total{kind="predictions"} 1.0' in get(printed[2]).text
     assert serving == f"Serving on {tree.url}: open it in a browser (docs at /docs, logs in .data/). Ctrl-C stops it."
     assert tree.errors() == ""
     assert get(f"{tree.url}/readyz").status_code == 200
@@ -107,11 +111,13 @@ def test_a_second_terminal_has_celery_inspect_and_the_status(tree: Tree) -> None
 
     status = tree.run(*STATUS, PORT="")  # the port in .data/env
     assert status.returncode == 0, status.stdout
-    api, worker, queue, batch_queue, broker, store = status.stdout.splitlines()
+    api, worker, queue, batch_queue, waiting, batch_rows, broker, store = status.stdout.splitlines()
     assert api == f"API          {tree.url}, ready"
     assert re.fullmatch(r"worker       celery-\d+@\S+, model loaded \(\w+\)", worker)
     assert queue == "queue        churn, messages: 0"
     assert batch_queue == "queue        churn.batch, messages: 0"
+    assert waiting == "waiting      predictions: 0, a new one waits 0.0 s"
+    assert batch_rows == "waiting      batch rows: 0"
     assert broker == f"broker       up, {valkey}/0"
     assert store == f"result store up, {valkey}/1"
 

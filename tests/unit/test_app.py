@@ -31,7 +31,7 @@ def services() -> Iterator[None]:
     """Give the app services whose broker and result store are away."""
     absent: Any = None  # no request of these tests gets so far
     batches = intake(max_rows=MAX_ROWS, max_bytes=MAX_BYTES)
-    app.state.services = Services(0, LIMIT, absent, absent, absent, absent, batches, absent, absent, absent)
+    app.state.services = Services(0, LIMIT, absent, absent, absent, absent, batches, absent, absent, absent, absent)
     yield
     del app.state.services
     asyncio.run(batches.close())

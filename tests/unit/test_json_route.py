@@ -33,7 +33,7 @@ def app() -> FastAPI:
     app = FastAPI()
     add_exception_handlers(app)
     app.include_router(router)
-    absent: list[Any] = [None] * 8  # the route reads the limit only
+    absent: list[Any] = [None] * 9  # the route reads the limit only
     app.state.services = Services(0, LIMIT, *absent)
     return app
 

@@ -98,6 +98,7 @@ CONTRACT: dict[str, dict[str, list[str]]] = {
         "500": ["internal-error"],
         "503": ["no-model", "unavailable"],
     },
+    "GET /churn/queue": {"200": [JSON], "401": ["unauthorized"], "500": ["internal-error"], "503": ["unavailable"]},
     "GET /livez": {"200": [JSON], "500": ["internal-error"]},
     "GET /readyz": {"200": [JSON], "500": ["internal-error"], "503": ["not-ready"]},
 }
@@ -182,6 +183,7 @@ def test_every_operation_has_an_id_a_tag_and_a_summary(document: dict[str, Any])
         "get_batch",
         "get_batch_results",
         "get_churn_model",
+        "get_churn_queue",
         "get_churn_result",
         "get_liveness",
         "get_readiness",

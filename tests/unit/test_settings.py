@@ -32,6 +32,7 @@ def test_settings_are_frozen() -> None:
         ("GROUP_MAX", "0", "greater than or equal to 1"),
         ("RESULT_TTL_S", "soon", "valid integer"),
         ("WARM_UP", "perhaps", "valid boolean"),
+        ("METRICS_PORT", "65535", "less than or equal to 65534"),
         ("BROKER_URI", "", "it is empty"),
         ("BROKER_URI", "secret.example:5672", "does not begin with amqp://"),
         ("BROKER_URI", "http://secret.example", "its scheme must be"),
