@@ -1,4 +1,4 @@
-"""Debian's Chromium or Chrome, steered by Playwright; a page notes each fault that its user would find in the console."""
+"""Chromium or Chrome, steered by Playwright; a page notes each fault that its user would find in the console."""
 
 import contextlib
 import json
