@@ -293,6 +293,19 @@ def test_a_running_batch_can_be_cancelled(
     page.wait_for_url("**/#file")
 
 
+def test_a_file_without_a_valid_row_is_refused_with_every_fault(
+    page: Page, customer: dict[str, Any], tmp_path: Path
+) -> None:
+    choose(page, write(tmp_path, [{**customer, "Gender": "X", "Customer_Age": 7}] * 3))
+    page.locator("#score").click()
+    until(lambda: "not valid customers" in text(page, "#file-fault"))
+    assert text(page, "#refused-text") == "3 refused rows"
+    faults = page.locator("#refused-rows tbody tr").all_inner_texts()
+    assert [fault.split("\t")[:2] for fault in faults[:2]] == [["2", "Customer_Age"], ["2", "Gender"]]
+    assert len(faults) == 6
+    assert page.locator("#score").is_enabled()
+
+
 def test_a_large_file_keeps_the_page_responsive(
     page: Page, service: Service, customer: dict[str, Any], tmp_path: Path
 ) -> None:

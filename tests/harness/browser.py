@@ -1,4 +1,4 @@
-"""Debian's Chromium, steered by Playwright; a page notes each fault that its user would find in the console."""
+"""Chromium or Chrome, steered by Playwright; a page notes each fault that its user would find in the console."""
 
 import contextlib
 import json
@@ -10,7 +10,7 @@ from typing import Any
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
-CHROMIUM = shutil.which("chromium")
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 AXE = "axe-core@4.14.1"  # https://github.com/dequelabs/axe-core, from npm
 
 
