@@ -5,6 +5,7 @@ import json
 import random
 import socket
 import string
+import timeit
 import tomllib
 from typing import Any
 
@@ -163,6 +164,7 @@ def test_the_largest_possible_number_of_series_is_below_500() -> None:
             metrics.record_fault(feature, code)
     metrics.record_fault(None, "model_type")
     assert 300 < len(scraped(metrics).series) < MOST_SERIES
+    assert min(timeit.repeat(lambda: generate_latest(metrics.registry), number=1, repeat=5)) < 0.05
 
 
 # Requests of clients
