@@ -52,7 +52,7 @@ test-unit: $(VENV)/.installed-test ## run the tests that need no server, in seco
 coverage: $(VENV)/.installed-test ## measure the lines that unit and integration tests run; fails below 95 %
 	$(BIN)/python -m pytest tests/unit tests/integration --cov --cov-report=term-missing:skip-covered $(ARGS)
 
-mutation: $(VENV)/.installed-test ## change four modules in many places, and list the changes that no test detects (an hour)
+mutation: $(VENV)/.installed-test ## change four modules in many places, and list the changes that no test detects (half an hour)
 	$(BIN)/mutmut run
 	$(BIN)/mutmut results
 

@@ -122,15 +122,17 @@ class BatchIntake:
             RowsRefused: no row is valid, or nearly none, or with `all_or_none` not every row.
             Overloaded: too many batches are being accepted, too many rows wait, or the queue is full.
             NoSpace: the body cannot be written to a temporary file.
-            Unavailable: the broker or the result store did not accept it; no row will be computed.
+            Unavailable: the broker or the result store did not accept it; no client knows its id.
             ClientDisconnect: the client has closed its connection.
         """
         self._backlog.refuse_if_full()
         self._refuse_if_busy()
         with contextlib.ExitStack() as files:
             with _no_space():
-                spool = files.enter_context(tempfile.SpooledTemporaryFile(_SPOOL_IN_MEMORY_BYTES))
-                chunks = files.enter_context(tempfile.TemporaryFile())
+                spool = tempfile.SpooledTemporaryFile(_SPOOL_IN_MEMORY_BYTES)  # noqa: SIM115 - _close closes both
+                files.callback(_close, spool)
+                chunks = tempfile.TemporaryFile()  # noqa: SIM115
+                files.callback(_close, chunks)
             async with self._received(spool, body, media_type), self._turn(media_type):
                 receipt = BatchReceipt(batch_id)
                 lengths: list[int] = []
@@ -168,7 +170,8 @@ class BatchIntake:
                     taken = size
                 if self._received_bytes > _MAX_AT_ONCE * max(self._max_bytes, _LEAST_BYTES):
                     raise Overloaded("too many batches are being received")
-            spool.seek(0)
+            with _no_space():
+                spool.seek(0)  # writes the rest of Python's buffer
             yield
         finally:
             self._received_bytes -= taken
@@ -249,7 +252,8 @@ class BatchIntake:
             yield
         if not receipt.total or (all_or_none and receipt.refused):
             raise RowsRefused("rows are not valid customers", receipt.refused, receipt.listed)
-        chunks.seek(0)
+        with _no_space():
+            chunks.seek(0)  # writes the rest of Python's buffer
 
     def _publish(self, receipt: BatchReceipt, chunks: IO[bytes], lengths: list[int]) -> Iterator[None]:
         """Publish the chunks; a step is a chunk."""
@@ -277,6 +281,12 @@ def _timed(steps: Iterator[None]) -> float | None:
     except StopIteration:
         return None
     return time.monotonic() - started
+
+
+def _close(file: IO[bytes]) -> None:
+    """Close a temporary file. On a full disk it fails to write its buffer, which is of no use any more."""
+    with contextlib.suppress(OSError):
+        file.close()
 
 
 @contextlib.contextmanager

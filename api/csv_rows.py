@@ -76,8 +76,9 @@ class _Records:
             self.line += 1
             self._left -= len(line)
             if self._left < 0:
+                begin = self.line - len(self._of_record)
                 raise MalformedBatch(
-                    f"the row at line {self.line} is longer than {MAX_RECORD} characters: close every quote"
+                    f"the row at line {begin} is longer than {MAX_RECORD} characters: close every quote"
                 )
             if line := line.removesuffix(_END_OF_FILE):
                 self._of_record.append(line)

@@ -178,7 +178,7 @@ def read_sample(path: Path, features: Sequence[str], categories: Sequence[str]) 
             f"No field of `Customer` can have the name of the columns {', '.join(map(repr, unfit))}: rename them to "
             "letters, digits and _ before you fit the model"
         )
-    complete = table.dropna()
+    complete = table.dropna().infer_objects()  # a column of booleans with a gap was a column of objects
     if len(complete) < 2:  # noqa: PLR2004 - one row has no range
         raise NotServable(f"{path} has {len(complete)} complete rows: give at least 2; some hundred are better")
     if len(complete) < len(table):
@@ -230,11 +230,16 @@ def chosen_rows(probabilities: Sequence[float]) -> list[int]:
     return [ranked[round(number * (len(ranked) - 1) / max(count - 1, 1))] for number in range(count)]
 
 
-def current_schema() -> CustomerSchema | None:
-    """Return what models.py of this folder asks for; None if there is none. A process of its own imports it."""
-    found = subprocess.run([sys.executable, "-c", READ_SCHEMA], capture_output=True, check=False)  # noqa: S603
+def current_schema() -> CustomerSchema | str:
+    """Return the features of `Customer` in models.py of this folder, or the reason why there are none.
+
+    A process of its own imports models.py.
+    """
+    if not Path("models.py").exists():
+        return "no models.py here"
+    found = subprocess.run([sys.executable, "-c", READ_SCHEMA], capture_output=True, text=True, check=False)  # noqa: S603
     if found.returncode:
-        return None
+        return f"models.py can't be imported ({found.stderr.strip().splitlines()[-1]})"
     schema = json.loads(found.stdout)
     return CustomerSchema(parse_features(schema["features"]), schema["example"])
 
@@ -296,13 +301,14 @@ def main() -> int:
             threshold=arguments.threshold,
             categories=arguments.category,
         )
-    except ChurnServiceError as error:
+    except (ChurnServiceError, OSError) as error:  # OSError: the model is a folder, or `--out` cannot be written
         print(f"Not packaged. {error}.", file=sys.stderr)
         return 1
     path = out / f"{manifest['name']}.joblib"
     print(f"Wrote {path} and {path.with_suffix('.json')}: model {manifest['name']}, version {manifest['version']}.")
     schema = current_schema()
-    differences = schema_differences(parse_features(manifest["features"]), schema) if schema else ["no models.py here"]
+    features = parse_features(manifest["features"])
+    differences = [schema] if isinstance(schema, str) else schema_differences(features, schema)
     if differences:
         print(f"The model does not fit models.py: {'; '.join(differences)}.")
         example = manifest["golden"][0]["customer"]

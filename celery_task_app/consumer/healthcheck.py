@@ -44,7 +44,7 @@ def remove_status(pid: int) -> None:
 
 def find_problem() -> str:
     """Return why no worker of this host can predict; an empty text if one can."""
-    problem = "no worker of this host consumes messages"
+    problem, stale = "", "no worker of this host consumes messages"
     for path in status_folder().glob("[0-9]*"):
         try:
             status = json.loads(path.read_text())
@@ -56,8 +56,8 @@ def find_problem() -> str:
                 return ""
             problem = f"worker {path.name}: {status['problem']}"
         elif age_s >= 0:
-            problem = f"worker {path.name} has written no status for {age_s:.0f} s"
-    return problem
+            stale = f"worker {path.name} has written no status for {age_s:.0f} s"
+    return problem or stale
 
 
 if __name__ == "__main__":

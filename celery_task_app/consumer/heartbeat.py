@@ -120,9 +120,7 @@ class WorkerHealth:
         self._loading = running - loaded
         if self._lost_while_loading >= _LOST_BEFORE_STOP and not self.has_failed:
             lost = f"{self._lost_while_loading} pool processes ended while they loaded the model"
-            self.fail(
-                ModelError(f"{lost}: too little memory, unpickling ends the process, or it takes more than two minutes")
-            )
+            self.fail(ModelError(f"{lost}: too little memory, or unpickling ends the process"))
         return is_news
 
     def publish(self, queues: Sequence[str]) -> None:

@@ -169,11 +169,19 @@ class ChurnModel:
             FeatureMismatch: a customer lacks a feature that the pipeline was trained on, or a value has another type.
             InvalidPrediction: the pipeline failed.
         """
-        checked, _ = self._check_columns(self._to_columns(customers))
+        checked, count = self._check_columns(self._to_columns(customers))
+        import numpy as np  # noqa: PLC0415 - see the module's docstring
+
         try:
-            contributions = self._pipeline.contributions(self._to_table(checked)).tolist()
+            answer = np.asarray(self._pipeline.contributions(self._to_table(checked)), dtype=float)
         except Exception as error:
             raise InvalidPrediction(f"{self._label} failed with {type(error).__name__}") from error
+        expected = (count, len(self.features) + 1)
+        if answer.shape != expected or not np.isfinite(answer).all():
+            raise InvalidPrediction(
+                f"{self._label} returned contributions of shape {answer.shape}, not finite numbers of shape {expected}"
+            )
+        contributions = answer.tolist()
         return [self._rank(row[:-1], row[-1]) for row in contributions]
 
     @property
@@ -194,6 +202,8 @@ class ChurnModel:
         customers = [row.customer for row in self._golden] or ([self.example] if self.example else [])
         try:
             predicted = self.churn_probabilities(customers)
+            if self.explains and customers:
+                self.reasons(customers)
         except PredictionError as error:
             reason = f"{error}: {error.__cause__}" if error.__cause__ else f"{error}"
             raise TrialFailed(f"{self._path} can't predict {rows} ({reason})") from error

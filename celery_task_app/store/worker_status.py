@@ -1,4 +1,4 @@
-"""The status of each worker in the result store, which readiness and the container's health check read.
+"""The status of each worker in the result store, which readiness reads.
 
 A status has a TTL, so a worker that stops publishing it disappears. `celery inspect ping` would go through the broker,
 which may be the part that fails.

@@ -1,4 +1,4 @@
--- Claim an Idempotency-Key, unless it is claimed, or bound to a prediction that has a result or may get one.
+-- Claim an Idempotency-Key, unless it is claimed, or bound to a prediction that was neither deleted nor has expired.
 --
 -- KEYS[1]   the key
 -- ARGV[1]   the claim: JSON

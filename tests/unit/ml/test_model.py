@@ -29,6 +29,7 @@ from celery_task_app.errors import (
 from celery_task_app.ml.data_set import FEATURES
 from celery_task_app.ml.model import ChurnModel
 from celery_task_app.ml.schema import CustomerSchema
+from tests.conftest import MANIFEST
 from tests.harness.synthetic_customers import CATEGORIES
 
 Customer = dict[str, object]
@@ -78,6 +79,21 @@ class TakingColumns:
     def predict_proba(self, columns: dict[str, Any]) -> object:
         assert type(columns) is dict
         return CountingColumns().predict_proba(pd.DataFrame(columns))
+
+
+class WrongContributions:
+    """A pipeline that predicts 0.5, and gives fixed contributions."""
+
+    classes_ = (0, 1)
+
+    def __init__(self, given: np.ndarray) -> None:
+        self.given = given
+
+    def predict_proba(self, customers: pd.DataFrame) -> np.ndarray:
+        return np.full((len(customers), 2), 0.5)
+
+    def contributions(self, _customers: pd.DataFrame) -> np.ndarray:
+        return self.given
 
 
 @pytest.fixture
@@ -413,4 +429,15 @@ def test_a_manifest_that_says_explains_needs_a_pipeline_with_contributions(artif
     edit_manifest(artifact, explains=True, sha256=sha256, golden=[])
 
     with pytest.raises(ArtifactCorrupt, match="contributions"):
+        ChurnModel(artifact)
+
+
+@pytest.mark.parametrize("contributions", [np.zeros((1, 19)), np.full((1, 20), np.nan), np.zeros(20)])
+def test_a_model_whose_contributions_are_wrong_fails_its_trial(artifact: Path, contributions: np.ndarray) -> None:
+    joblib.dump(WrongContributions(contributions), artifact)
+    sha256 = hashlib.sha256(artifact.read_bytes()).hexdigest()
+    example = MANIFEST["golden"][0]["customer"]
+    edit_manifest(artifact, explains=True, sha256=sha256, golden=[{"customer": example, "probability": 0.5}])
+
+    with pytest.raises(TrialFailed, match="contributions of shape"):
         ChurnModel(artifact)
