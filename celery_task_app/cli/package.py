@@ -310,7 +310,9 @@ def main() -> int:
     features = parse_features(manifest["features"])
     differences = [schema] if isinstance(schema, str) else schema_differences(features, schema)
     if differences:
-        print(f"The model does not fit models.py: {'; '.join(differences)}.")
+        # The manifest has the categories of the sample. The model may know more.
+        reasons = "; ".join(differences).replace("the model does not know", "the sample does not have")
+        print(f"The model does not fit models.py: {reasons}.")
         example = manifest["golden"][0]["customer"]
         print(f"\nPaste into models.py, and adapt the ranges:\n\n{customer_class(manifest['features'], example)}")
         print(f"\nPaste into test_client.py:\n\nCUSTOMER = {quoted(example)}\n")
