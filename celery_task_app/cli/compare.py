@@ -5,6 +5,7 @@ It loads both model files, which runs code of the files: compare only files that
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,14 +78,14 @@ def compare(old_path: Path, new_path: Path, customers_path: Path, threshold: flo
     return "\n".join(lines)
 
 
-def main() -> int:
-    """Compare the models of the command line; return the exit code."""
+def main(words: Sequence[str] | None = None) -> int:
+    """Compare the models of the command line, or of these words; return the exit code."""
     parser = argparse.ArgumentParser(description="Print how two models differ on the customers of a file.")
     parser.add_argument("old", type=Path, help="the joblib file that serves; it runs its code")
     parser.add_argument("new", type=Path, help="the joblib file that may replace it; it runs its code")
     parser.add_argument("customers", type=Path, help="CSV file with the features of customers")
     parser.add_argument("--threshold", type=float, help="of both models (default: of each manifest, else 0.5)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     try:
         print(compare(arguments.old, arguments.new, arguments.customers, arguments.threshold))
     except ChurnServiceError as error:

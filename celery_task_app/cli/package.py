@@ -270,8 +270,8 @@ def quoted(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def main() -> int:
-    """Package the model of the command line; return the exit code."""
+def main(words: Sequence[str] | None = None) -> int:
+    """Package the model of the command line, or of these words; return the exit code."""
     parser = argparse.ArgumentParser(description="Check a model of your own with a sample, and write its manifest.")
     parser.add_argument("model", type=Path, help="a joblib file with a fitted binary classifier; it runs its code")
     parser.add_argument(
@@ -288,7 +288,7 @@ def main() -> int:
         help="a column whose values look like numbers and are categories, such as a postal code; it may be repeated",
     )
     parser.add_argument("--out", type=Path, help="the folder for the two files (default: the folder of the model)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     logging.basicConfig(level=logging.ERROR)  # the copy without a manifest is not verified, and need not be
     out = arguments.out or arguments.model.parent
     try:

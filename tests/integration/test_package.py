@@ -16,7 +16,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
 from celery_task_app.cli.compare import compare
+from celery_task_app.cli.compare import main as compare_command
 from celery_task_app.cli.package import NotServable, package
+from celery_task_app.cli.package import main as package_command
 from celery_task_app.ml.model import ChurnModel
 from tests.harness.processes import ROOT
 
@@ -196,17 +198,49 @@ def test_a_class_of_the_training_program_is_named_with_the_way_out(sample: Path,
         packaged(tmp_path / "mine.joblib", sample)
 
 
-def test_the_command_prints_the_schema_to_paste_and_how_to_serve(model: Path, sample: Path) -> None:
-    done = run("-m", "celery_task_app.cli.package", str(model), "--sample", str(sample))
-    assert done.returncode == 0, done.stderr
-    assert "The model does not fit models.py: the model needs age, which `Customer` lacks" in done.stdout
-    assert '    color: Literal["NA", "blue", "red"] = Field(examples=["' in done.stdout
-    assert "    is_member: int = Field(ge=0, le=1, examples=[" in done.stdout
-    assert 'CUSTOMER = {"age": ' in done.stdout
-    assert done.stdout.endswith(f"Serve it: MODEL_PATH={model} make run\n")
-    refused = run("-m", "celery_task_app.cli.package", str(model), "--sample", "none.csv")
-    assert refused.returncode == 1
-    assert refused.stderr.startswith("Not packaged. none.csv can't be read as CSV: ")
+def test_the_command_prints_the_schema_to_paste_and_how_to_serve(
+    model: Path, sample: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert package_command([str(model), "--sample", str(sample)]) == 0
+    printed = capsys.readouterr().out
+    assert "The model does not fit models.py: the model needs age, which `Customer` lacks" in printed
+    assert '    color: Literal["NA", "blue", "red"] = Field(examples=["' in printed
+    assert "    is_member: int = Field(ge=0, le=1, examples=[" in printed
+    assert 'CUSTOMER = {"age": ' in printed
+    assert printed.endswith(f"Serve it: MODEL_PATH={model} make run\n")
+
+
+def test_the_command_says_in_one_line_why_it_refuses(
+    model: Path, sample: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, reason in (
+        ([str(model), "--sample", "none.csv"], "Not packaged. none.csv can't be read as CSV: "),
+        ([str(model.parent), "--sample", str(sample)], "Not packaged. "),  # a folder
+        ([str(model), "--sample", str(sample), "--out", f"{sample}/out"], "Not packaged. "),  # below a file
+    ):
+        assert package_command(words) == 1
+        refused = capsys.readouterr()
+        assert refused.err.startswith(reason)
+        assert refused.err.count("\n") == 1
+
+
+def test_a_column_of_booleans_with_a_gap_is_a_number(
+    model: Path, table: pd.DataFrame, sample: Path, tmp_path: Path
+) -> None:
+    table["is_member"] = table["is_member"].astype(object)
+    table.loc[3, "is_member"] = None
+    table.to_csv(sample, index=False)
+    manifest = packaged(model, sample)
+    assert manifest["features"][-1] == {"name": "is_member", "type": "integer", "minimum": 0, "maximum": 1}
+
+
+def test_the_compare_command_prints_the_differences_or_the_reason(
+    model: Path, sample: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compare_command([str(model), str(model), str(sample)]) == 0
+    assert capsys.readouterr().out.startswith("100 customers; old mine ")
+    assert compare_command([str(model), "none.joblib", str(sample)]) == 1
+    assert capsys.readouterr().err.startswith("Not compared. No model at none.joblib")
 
 
 def test_two_models_are_compared_on_a_file(model: Path, sample: Path, table: pd.DataFrame, churned: Any) -> None:
