@@ -95,7 +95,8 @@ bench-peers: $(VENV)/.installed-test .venv-peers/.installed ## as bench, with Li
 	$(BIN)/python -m benchmarks.compare --peers --out benchmarks/comparison $(ARGS)
 
 package: $(VENV)/.installed ## check a model of yours and write its manifest (MODEL=mine.joblib SAMPLE=customers.csv ARGS="--out models")
-	@$(BIN)/python -m celery_task_app.cli.package $(MODEL) --sample $(SAMPLE) $(ARGS)
+	@test -n "$(MODEL)" -a -n "$(SAMPLE)" || { echo "Name both files: make package MODEL=mine.joblib SAMPLE=customers.csv"; exit 1; }
+	@$(BIN)/python -m celery_task_app.cli.package "$(MODEL)" --sample "$(SAMPLE)" $(ARGS)
 
 train: $(VENV)/.installed-notebook ## train the shipped model again (DATA=path/to/BankChurners.csv)
 	$(BIN)/python -m celery_task_app.ml.train --data $(or $(DATA),BankChurners.csv) --out celery_task_app/ml/artifacts $(ARGS)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from celery_task_app.cli.package import read_sample
+from celery_task_app.cli.package import probability, read_sample
 from celery_task_app.errors import ArtifactMissing, ChurnServiceError
 from celery_task_app.ml.artifact import read_manifest
 from celery_task_app.ml.model import ChurnModel
@@ -51,7 +51,7 @@ def compare(old_path: Path, new_path: Path, customers_path: Path, threshold: flo
     after: np.ndarray = np.array(new.column_probabilities(columns))
     change = after - before
     thresholds = [
-        float(manifest.get("threshold", DEFAULT_THRESHOLD)) if threshold is None else threshold
+        float(manifest.get("threshold") or DEFAULT_THRESHOLD) if threshold is None else threshold
         for manifest in manifests
     ]
     was, is_now = before >= thresholds[0], after >= thresholds[1]
@@ -84,12 +84,13 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("old", type=Path, help="the joblib file that serves; it runs its code")
     parser.add_argument("new", type=Path, help="the joblib file that may replace it; it runs its code")
     parser.add_argument("customers", type=Path, help="CSV file with the features of customers")
-    parser.add_argument("--threshold", type=float, help="of both models (default: of each manifest, else 0.5)")
+    parser.add_argument("--threshold", type=probability, help="of both models (default: of each manifest, else 0.5)")
     arguments = parser.parse_args(words)
     try:
         print(compare(arguments.old, arguments.new, arguments.customers, arguments.threshold))
     except ChurnServiceError as error:
-        print(f"Not compared. {error}.", file=sys.stderr)
+        reason = f"{error}: {error.__cause__}" if error.__cause__ else f"{error}"
+        print(f"Not compared. {reason}.", file=sys.stderr)
         return 1
     return 0
 

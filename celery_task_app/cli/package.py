@@ -8,18 +8,20 @@ import hashlib
 import json
 import keyword
 import logging
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
+import unicodedata
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from celery_task_app.errors import ChurnServiceError, ModelError
-from celery_task_app.ml.artifact import describe_feature, write_artifact
+from celery_task_app.errors import ArtifactCorrupt, ArtifactMissing, ChurnServiceError, ModelError
+from celery_task_app.ml.artifact import describe_feature, read_manifest, write_artifact
 from celery_task_app.ml.model import ChurnModel
 from celery_task_app.ml.schema import CustomerSchema, parse_features, schema_differences
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 GOLDEN_ROWS = 10
 TOLERANCE = 1e-6
+USED_NAMES = {"model_config", "int", "float", "Field", "Literal", "ConfigDict", "BaseModel"}  # by the printed class
 REPEATED_ROWS = 200  # predicted twice, and one by one
 READ_SCHEMA = (
     "import json, models; from api.customer_schema import describe_customer; "
@@ -66,6 +69,8 @@ def package(  # noqa: PLR0913 - the options of the command
     Raises:
         ChurnServiceError: the model cannot be served, or the sample cannot be used; nothing is written.
     """
+    if Path(name).name != name:
+        raise NotServable(f"The name {name} has a folder: use --out for the folder")
     model, libraries = load_model(model_path)
     content = model_path.read_bytes()
     sample = read_sample(sample_path, model.features, categories)
@@ -87,8 +92,29 @@ def package(  # noqa: PLR0913 - the options of the command
     if threshold is not None:
         manifest["threshold"] = threshold
     load_as_a_worker(content, manifest)
-    write_artifact(out / f"{name}.joblib", content, manifest)
+    packaged = out / f"{name}.joblib"
+    refuse_to_overwrite(packaged, content)
+    write_artifact(packaged, content, manifest)
     return manifest
+
+
+def refuse_to_overwrite(path: Path, content: bytes) -> None:
+    """Allow a manifest to be written again, but no other model or file to be replaced.
+
+    Raises:
+        NotServable: another model has the name, or the JSON file beside it is no manifest.
+    """
+    advice = "choose another --out or --name; a file that a worker uses must stay"
+    if path.exists() and path.read_bytes() != content:
+        raise NotServable(f"{path} is another model: {advice}")
+    try:
+        is_manifest = "sha256" in read_manifest(path)
+    except ArtifactMissing:
+        return
+    except ArtifactCorrupt:
+        is_manifest = False
+    if not is_manifest:
+        raise NotServable(f"{path.with_suffix('.json')} is not a manifest: {advice}")
 
 
 def load_as_a_worker(content: bytes, manifest: Mapping[str, Any]) -> None:
@@ -184,14 +210,20 @@ def read_sample(path: Path, features: Sequence[str], categories: Sequence[str]) 
     if len(complete) < len(table):
         print(f"{len(table) - len(complete)} of {len(table)} rows lack a value, and are left out.")
     kinds = {name: int if complete[name].dtype == bool else str for name in complete}
-    return complete.astype(
-        {name: kind for name, kind in kinds.items() if kind is int or not pd.api.types.is_numeric_dtype(complete[name])}
-    )
+    texts = [name for name, kind in kinds.items() if kind is str and not pd.api.types.is_numeric_dtype(complete[name])]
+    complete = complete.astype({name: kind for name, kind in kinds.items() if kind is int or name in texts})
+    if blanks := [str(name) for name in texts if any(value != value.strip() for value in complete[name].unique())]:
+        raise NotServable(
+            f"Categories of {', '.join(blanks)} begin or end with a blank, which CSV batches lose: remove the blanks "
+            "before you fit the model"
+        )
+    return complete
 
 
 def is_field_name(name: str) -> bool:
-    """Return whether a field of a Pydantic model can have the name."""
-    return name.isidentifier() and not keyword.iskeyword(name) and not name.startswith("_")
+    """Return whether a field of the printed class can have the name; Python changes identifiers to the form NFKC."""
+    is_usable = name.isidentifier() and not keyword.iskeyword(name) and not name.startswith("_")
+    return is_usable and name not in USED_NAMES and unicodedata.normalize("NFKC", name) == name
 
 
 def predict_twice(model: ChurnModel, customers: Sequence[dict[str, Any]]) -> list[float]:
@@ -270,6 +302,18 @@ def quoted(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
+def probability(text: str) -> float:
+    """Return the number of an option.
+
+    Raises:
+        ArgumentTypeError: it is not in [0, 1].
+    """
+    number = float(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return number
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Package the model of the command line, or of these words; return the exit code."""
     parser = argparse.ArgumentParser(description="Check a model of your own with a sample, and write its manifest.")
@@ -279,7 +323,7 @@ def main(words: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--name", help="of the model (default: the file's name without its ending)")
     parser.add_argument("--version", help="of the model (default: the first digits of the file's SHA-256)")
-    parser.add_argument("--threshold", type=float, help="from this probability on a customer counts as churning")
+    parser.add_argument("--threshold", type=probability, help="from this probability on a customer counts as churning")
     parser.add_argument(
         "--category",
         action="append",
@@ -316,7 +360,7 @@ def main(words: Sequence[str] | None = None) -> int:
         example = manifest["golden"][0]["customer"]
         print(f"\nPaste into models.py, and adapt the ranges:\n\n{customer_class(manifest['features'], example)}")
         print(f"\nPaste into test_client.py:\n\nCUSTOMER = {quoted(example)}\n")
-    print(f"Serve it: MODEL_PATH={path} make run")
+    print(f"Serve it: MODEL_PATH={shlex.quote(str(path))} make run")
     return 0
 
 

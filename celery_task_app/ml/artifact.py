@@ -180,7 +180,7 @@ def _unpickle(content: bytes, path: Path) -> Any:
 
     try:
         model = joblib.load(io.BytesIO(content))
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # unpickling runs code of the file, which may exit
         raise ArtifactCorrupt(f"{path} can't be unpickled ({error!r}): {_advice(error)}") from error
     if not hasattr(model, "predict_proba"):
         raise ArtifactCorrupt(f"{path} holds no model: {type(model).__name__} has no predict_proba; set MODEL_PATH")
@@ -221,7 +221,7 @@ def _replace(path: Path, content: bytes) -> None:
     new.replace(path)
 
 
-def _advice(error: Exception) -> str:
+def _advice(error: BaseException) -> str:
     """Return the way out of an error of unpickling."""
     if isinstance(error, ModuleNotFoundError):
         return f"install {error.name} for the worker, as docs/own-model.md shows"

@@ -85,8 +85,11 @@ class ChurnModel:
         self.can_explain = hasattr(pipeline, "contributions")
         self._takes_columns = getattr(pipeline, "takes_columns", False)
         self.features = list(self._types) or list(getattr(pipeline, "feature_names_in_", ()))
-        self.classes = list(getattr(pipeline, "classes_", ()))
-        churn = [position for position, label in enumerate(self.classes) if label in _CHURN_CLASSES]
+        try:
+            self.classes = list(getattr(pipeline, "classes_", ()))
+            churn = [position for position, label in enumerate(self.classes) if label in _CHURN_CLASSES]
+        except (TypeError, ValueError) as error:
+            raise ModelError(f"The model at {path} has no list of classes: it must have one output") from error
         if len(churn) != 1:
             raise ModelError(f"The model at {path} has classes {self.classes}: one must be 1 or 'Attrited Customer'")
         self._churn = churn[0]

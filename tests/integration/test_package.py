@@ -243,6 +243,71 @@ def test_the_compare_command_prints_the_differences_or_the_reason(
     assert capsys.readouterr().err.startswith("Not compared. No model at none.joblib")
 
 
+@pytest.mark.parametrize("name", ["model_config", "Field", "int", "class", "\u00b5m", "Gro\u0308\u00dfe", "a b"])
+def test_a_column_that_no_field_can_have_is_refused(
+    name: str, table: pd.DataFrame, churned: Any, tmp_path: Path
+) -> None:
+    renamed = table[["balance"]].set_axis([name], axis=1)
+    renamed.to_csv(tmp_path / "sample.csv", index=False)
+    with pytest.raises(NotServable, match="No field of `Customer` can have the name"):
+        packaged(saved(LogisticRegression().fit(renamed, churned), tmp_path), tmp_path / "sample.csv")
+
+
+def test_categories_with_blanks_at_their_ends_are_refused(model: Path, table: pd.DataFrame, sample: Path) -> None:
+    table["color"] = table["color"].replace("red", "red ")
+    table.to_csv(sample, index=False)
+    with pytest.raises(NotServable, match="color begin or end with a blank"):
+        packaged(model, sample)
+
+
+def test_no_other_file_is_replaced(model: Path, sample: Path, table: pd.DataFrame, churned: Any) -> None:
+    packaged(model, sample)
+    packaged(model, sample, threshold=0.3)  # a new manifest of the same model
+    out = model.parent / "out"
+    other = saved(LogisticRegression().fit(table[["balance"]], churned), model.parent, "other")
+    with pytest.raises(NotServable, match=r"mine\.joblib is another model: choose another --out or --name"):
+        packaged(other, sample)
+    (out / "notes.json").write_text('{"mine": "precious"}')
+    with pytest.raises(NotServable, match=r"notes\.json is not a manifest"):
+        package(other, sample, out, name="notes", version=None, threshold=None)
+    with pytest.raises(NotServable, match="has a folder"):
+        package(other, sample, out, name="../notes", version=None, threshold=None)
+    assert (out / "notes.json").read_text() == '{"mine": "precious"}'
+
+
+@pytest.mark.parametrize("threshold", ["nan", "7", "-1", "half"])
+def test_a_threshold_outside_0_to_1_is_refused(model: Path, sample: Path, threshold: str) -> None:
+    for command, words in (
+        (package_command, [str(model), "--sample", str(sample)]),
+        (compare_command, [str(model), str(model), str(sample)]),
+    ):
+        with pytest.raises(SystemExit):
+            command([*words, "--threshold", threshold])
+
+
+class Exits:
+    """A model whose file exits when it is loaded."""
+
+    def __reduce__(self) -> Any:
+        return sys.exit, (3,)
+
+
+class HasTwoOutputs:
+    """A model with the classes of two outputs."""
+
+    classes_ = (np.array([0, 1]), np.array([0, 1]))
+
+    def predict_proba(self, customers: pd.DataFrame) -> Any: ...
+
+
+@pytest.mark.parametrize(("model", "reason"), [(Exits(), "can't be unpickled"), (HasTwoOutputs(), "one output")])
+def test_a_model_that_exits_or_has_two_outputs_is_refused(
+    model: object, reason: str, sample: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(NotServable, match=reason):
+        packaged(saved(model, tmp_path), sample)
+
+
 def test_two_models_are_compared_on_a_file(model: Path, sample: Path, table: pd.DataFrame, churned: Any) -> None:
     other = saved(LogisticRegression().fit(table[["balance"]], churned), model.parent, "other")
     text = compare(model, other, sample, None)

@@ -78,6 +78,12 @@ def test_a_worker_that_reports_no_card_is_passed_over(api: Client, servers: Serv
     assert [model["version"] for model in card["in_use"]] == ["2", "1"]
 
 
+def test_the_card_of_another_version_of_one_file_is_passed_over(api: Client, servers: Servers) -> None:
+    with worker(servers, "a", "1"), worker(servers, "b", "2"), connect(servers.backend_uri) as client:
+        publish_model_card(client, f"{2:0>64}", {"name": "mine", "version": "3", "sha256": f"{2:0>64}", "features": []})
+        assert api.get("/churn/model").json()["version"] == "1"
+
+
 def test_a_changed_manifest_replaces_the_card(api: Client, servers: Servers, client: redis.Redis) -> None:
     with worker(servers, "a", "5", created="2026-11-25"):
         client.expire(f"churn:model:{5:0>64}", 10)
