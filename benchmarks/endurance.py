@@ -20,7 +20,8 @@ _STATUS_KEYS = (
     "churn:worker",
     "churn:model",
     "churn:schema",
-)  # of store/{worker_status,model_cards,customer_schema}.py
+    "churn:counts",
+)  # of store/{worker_status,model_cards,customer_schema,counts}.py
 
 
 def left_over(backend_uri: str) -> list[str]:
