@@ -279,6 +279,8 @@ class WorkerState(BaseModel):
     """The version of the model, or the reason why the worker cannot predict."""
     queues: list[str] | None = None
     """The queues that the worker consumes: `churn` for predictions, `churn.batch` for batches."""
+    name: str | None = None
+    """The name of the worker's model."""
     sha256: str | None = None
     """SHA-256 of the worker's model file."""
     explains: bool | None = None
@@ -305,6 +307,7 @@ class Ready(BaseModel):
                             "model": "loaded",
                             "detail": "2eb71a7af843",
                             "queues": ["churn", "churn.batch", "churn.dead"],
+                            "name": "churn",
                             "sha256": "2eb71a7af84386440557a419f1162a23166278abacd05088cc834e0f52965fbf",
                             "explains": True,
                             "clock_skew_s": 0.001,

@@ -139,7 +139,8 @@ class WorkerHealth:
             clock_skew_s=0,
         )
         if self.artifact:
-            status["sha256"], status["explains"] = self.artifact.sha256, self.artifact.explains
+            status["name"], status["sha256"] = self.artifact.name, self.artifact.sha256
+            status["explains"] = self.artifact.explains
         if is_loaded and silent_s > _STUCK_AFTER_S:  # a process that loads the model may be silent for longer
             status["model"], status["detail"] = "stuck", f"no pool process has run for {silent_s:.0f} s"
             self._stuck_statuses += 1

@@ -23,6 +23,8 @@ class WorkerStatus(TypedDict):
     """The version of the model, or the reason why the worker cannot predict."""
     queues: NotRequired[list[str]]
     """The names of the queues that the worker consumes. Workers up to 0.1.0 consume all, and do not name them."""
+    name: NotRequired[str]
+    """The name of the model; workers up to 0.1.0 do not report it."""
     sha256: NotRequired[str]
     """SHA-256 of the model file; workers up to 0.1.0 do not report it."""
     explains: NotRequired[bool]

@@ -16,6 +16,7 @@ from uuid import UUID
 import pytest
 import requests
 
+from tests.conftest import MANIFEST
 from tests.harness.launcher import LAUNCH, MAKE_RUN, PARTS, TERMINAL, Tree
 from tests.harness.pages import all_pages
 from tests.harness.processes import ROOT, free_port, silent_port, until
@@ -65,6 +66,8 @@ def test_the_first_start_prints_the_shown_lines_and_a_second_start_is_refused(tr
     printed = re.fullmatch(r"Metrics: (http://127.0.0.1:\d+/metrics) \(API\), (\S+/metrics) \(worker\)\.", metrics)
     assert printed
     assert "churn_accepted_total 1.0" in get(printed[1]).text
+    model = f'churn_model_info{{name="{MANIFEST["name"]}",version="{MANIFEST["version"]}"}} 1.0'
+    assert model in get(printed[1]).text
     assert 'churn_worker_customers_total{kind="predictions"} 1.0' in get(printed[2]).text
     assert serving == f"Serving on {tree.url}: open it in a browser (docs at /docs, logs in .data/). Ctrl-C stops it."
     assert tree.errors() == ""

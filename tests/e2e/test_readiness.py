@@ -41,6 +41,7 @@ def test_readiness_names_each_part(service: Service) -> None:
         "model": "loaded",
         "detail": MANIFEST["version"],
         "queues": queues,
+        "name": MANIFEST["name"],
         "sha256": MANIFEST["sha256"],
         "explains": True,
     }

@@ -99,7 +99,7 @@ def test_a_worker_is_loaded_when_one_of_its_processes_is(servers: Servers, healt
     health.report_model_loaded()
     published = status(health, servers)
     assert (published["model"], published["detail"], published["queues"]) == ("loaded", "v1", QUEUES)
-    assert (published["sha256"], published["explains"]) == ("0" * 64, True)
+    assert (published["name"], published["sha256"], published["explains"]) == ("mine", "0" * 64, True)
     assert find_problem() == ""
     health.withdraw()
     assert statuses(servers.backend_uri) == {}
