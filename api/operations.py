@@ -33,8 +33,7 @@ async def get_model(request: Request) -> Response:
     worker_models = get_services(request).worker_models
     in_use = await worker_models.list()
     for model in in_use:
-        manifest = await worker_models.read_card(model.sha256) if model.sha256 else None
-        if manifest and manifest["version"] == model.version:  # one model file may have several manifests
+        if manifest := await worker_models.read_card(model):
             return model_response(_describe(manifest, in_use), HTTPStatus.OK, {}, exclude_none=True)
     if in_use:
         return problem(ProblemType.NO_MODEL, "The workers do not report their models: upgrade the workers too.")

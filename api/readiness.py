@@ -13,7 +13,7 @@ from celery_task_app.messaging.publisher import QueueCounts, probe_broker
 from celery_task_app.ml.schema import CustomerSchema, parse_features
 from celery_task_app.store.connection import AsyncStoreClient
 from celery_task_app.store.customer_schema import publish_customer_schema
-from celery_task_app.store.model_cards import read_model_cards
+from celery_task_app.store.model_cards import ModelId, read_model_cards
 from celery_task_app.store.worker_status import WorkerStatus, can_predict, list_worker_statuses
 
 _WITHIN_S = 2.5
@@ -159,17 +159,21 @@ class ReadinessCheck:
             async with asyncio.timeout(_WITHIN_S):
                 skew_s = await publish_customer_schema(self._store, self._schema)
                 workers = await list_worker_statuses(self._store)
-                cards = await read_model_cards(
-                    self._store, [status["sha256"] for status in workers.values() if "sha256" in status]
-                )
+                models = {
+                    name: ModelId(status["sha256"], status["detail"])
+                    for name, status in workers.items()
+                    if "sha256" in status and status["model"] == "loaded"
+                }
+                cards = await read_model_cards(self._store, models.values())
         except TimeoutError:
             return f"no answer within {_WITHIN_S} s", {}, []
         except ResultStoreUnavailable as error:
             return f"{error.__cause__ or error}", {}, []
-        for name, status in workers.items():
-            card = cards.get(status.get("sha256", ""))
+        for name, model in models.items():
+            card = cards.get(model)
             if card and (differences := find_differences(card, self._customer)):
-                workers[name] = {**status, "model": "unfit", "detail": f"{status['detail']}: {'; '.join(differences)}"}
+                detail = f"{model.version}: {'; '.join(differences)}"
+                workers[name] = {**workers[name], "model": "unfit", "detail": detail}
         skews = {"this API": skew_s} | {name: status.get("clock_skew_s", 0) for name, status in workers.items()}
         warnings = [
             f"The clock of {name} is {skew:+.1f} s off the clock of the result store, which decides."

@@ -7,7 +7,7 @@ from typing import Any
 
 from celery_task_app.ml.schema import CustomerSchema, parse_features, schema_differences
 from celery_task_app.store.connection import AsyncStoreClient
-from celery_task_app.store.model_cards import read_model_cards
+from celery_task_app.store.model_cards import ModelId, read_model_cards
 from celery_task_app.store.worker_status import WorkerStatus, list_worker_statuses
 
 
@@ -41,13 +41,16 @@ class WorkerModels:
         """
         return models_in_use((await list_worker_statuses(self._store)).values())
 
-    async def read_card(self, sha256: str) -> dict[str, Any] | None:
-        """Return the manifest of a model without golden rows; None if no worker has had it for a minute.
+    async def read_card(self, model: ModelInUse) -> dict[str, Any] | None:
+        """Return the manifest of a model without golden rows; None if no worker reports it.
 
         Raises:
             ResultStoreUnavailable: within about two seconds.
         """
-        return (await read_model_cards(self._store, [sha256])).get(sha256)
+        if model.sha256 is None:
+            return None
+        one = ModelId(model.sha256, model.version)
+        return (await read_model_cards(self._store, [one])).get(one)
 
     async def may_explain(self) -> bool:
         """Return whether a worker has a model that gives reasons; also if no worker reports whether its model does.

@@ -155,7 +155,7 @@ class WorkerHealth:
         with self._store() as client:
             status["clock_skew_s"] = round(clock_skew_s(client), 3)
             if self.artifact:
-                publish_model_card(client, self.artifact.sha256, self.artifact.card)
+                publish_model_card(client, self.artifact.card)
             publish_status(client, self._name, status, MAX_AGE_S)
 
     def withdraw(self) -> None:

@@ -39,7 +39,7 @@ def worker(servers: Servers, name: str, version: str, *, explains: bool = False,
         explains=explains,
     )
     with connect(servers.backend_uri) as client:
-        publish_model_card(client, artifact.sha256, artifact.card)
+        publish_model_card(client, artifact.card)
         publish_status(client, name, status, 60)
         yield
         withdraw_status(client, name)
@@ -72,24 +72,25 @@ def test_a_member_of_another_form_is_left_out(api: Client, servers: Servers) -> 
 
 def test_a_worker_that_reports_no_card_is_passed_over(api: Client, servers: Servers, client: redis.Redis) -> None:
     with worker(servers, "a", "1"), worker(servers, "b", "2"):
-        client.delete(f"churn:model:{2:0>64}")
+        client.delete(f"churn:model:{2:0>64}:2")
         card = api.get("/churn/model").json()
     assert card["version"] == "1"
     assert [model["version"] for model in card["in_use"]] == ["2", "1"]
 
 
-def test_the_card_of_another_version_of_one_file_is_passed_over(api: Client, servers: Servers) -> None:
-    with worker(servers, "a", "1"), worker(servers, "b", "2"), connect(servers.backend_uri) as client:
-        publish_model_card(client, f"{2:0>64}", {"name": "mine", "version": "3", "sha256": f"{2:0>64}", "features": []})
-        assert api.get("/churn/model").json()["version"] == "1"
+def test_two_manifests_of_one_file_have_a_card_each(api: Client, servers: Servers) -> None:
+    with worker(servers, "a", "2", limits=["ours"]), connect(servers.backend_uri) as client:
+        other = {"name": "mine", "version": "3", "sha256": f"{2:0>64}", "features": [], "limits": ["another one's"]}
+        publish_model_card(client, other)
+        assert api.get("/churn/model").json()["limits"] == ["ours"]
 
 
 def test_a_changed_manifest_replaces_the_card(api: Client, servers: Servers, client: redis.Redis) -> None:
     with worker(servers, "a", "5", created="2026-11-25"):
-        client.expire(f"churn:model:{5:0>64}", 10)
+        client.expire(f"churn:model:{5:0>64}:5", 10)
     with worker(servers, "a", "5", created="2026-11-26"):
         assert api.get("/churn/model").json()["created"] == "2026-11-26"
-        assert 10 < int(client.ttl(f"churn:model:{5:0>64}")) <= 60
+        assert 10 < int(client.ttl(f"churn:model:{5:0>64}:5")) <= 60
 
 
 @pytest.mark.parametrize("explains", [[False], [False, False]])
