@@ -31,6 +31,17 @@ def call(
     body: bytes | Iterable[bytes | None] = b"",
     headers: Mapping[str, str] | None = None,
 ) -> ASGIResponse:
+    """Send one request in an event loop of its own; see `request`."""
+    return asyncio.run(request(app, method, path, body, headers))
+
+
+async def request(
+    app: ASGIApp,
+    method: str,
+    path: str,
+    body: bytes | Iterable[bytes | None] = b"",
+    headers: Mapping[str, str] | None = None,
+) -> ASGIResponse:
     """Send one request.
 
     Args:
@@ -72,7 +83,7 @@ def call(
     async def send(message: Message) -> None:
         outgoing.append(message)
 
-    asyncio.run(app(scope, receive, send))  # type: ignore[arg-type]  # an ASGI app returns a coroutine
+    await app(scope, receive, send)
     start = outgoing[0]
     return ASGIResponse(
         start["status"],

@@ -36,6 +36,7 @@ from models import Customer
 from tests.harness.customers import CUSTOMER
 from tests.harness.metrics import Scrape, differences, documented
 from tests.harness.processes import ROOT, free_port
+from tests.unit.asgi import request
 
 MOST_SERIES = 500
 DIGEST = "0" * 64
@@ -172,32 +173,7 @@ def test_the_largest_possible_number_of_series_is_below_500() -> None:
 
 async def send(app: FastAPI, method: str, path: str, headers: dict[str, str], body: bytes) -> int:
     """Send a request to an app without a server; return the status."""
-    path, _, query = path.partition("?")
-    fields = {"content-length": str(len(body)), "content-type": "application/json", **headers}
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
-        "method": method,
-        "scheme": "http",
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": query.encode(),
-        "root_path": "",
-        "headers": [(name.encode(), value.encode()) for name, value in fields.items()],
-        "server": ("testserver", 80),
-    }
-    sent: list[Any] = []
-    incoming = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def receive() -> Any:
-        return incoming.pop() if incoming else {"type": "http.disconnect"}
-
-    async def note(message: Any) -> None:
-        sent.append(message)
-
-    await app(scope, receive, note)
-    return int(sent[0]["status"])
+    return (await request(app, method, path, body, {"content-type": "application/json", **headers})).status
 
 
 def services() -> Services:
