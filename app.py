@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -17,13 +16,14 @@ from api.batch_intake import BatchIntake
 from api.completion import CompletionListener
 from api.customer_schema import describe_customer
 from api.group_commit import GroupCommitter
-from api.http.access_log import AccessLogFilter
 from api.http.auth import APIKeyMiddleware, parse_digests
 from api.http.exception_handlers import add_exception_handlers
 from api.http.head import add_head_routes
 from api.http.openapi import customize_openapi
 from api.http.protocol import limit_connections
-from api.http.request_metrics import RequestMetricsMiddleware, create_api_metrics
+from api.http.request_log import log_request, replace_access_log
+from api.http.request_metrics import RequestMetrics, create_api_metrics
+from api.http.request_middleware import RequestMiddleware
 from api.http.shutdown import release_on_stop
 from api.http.swagger import add_docs
 from api.page import add_page
@@ -35,6 +35,7 @@ from api.worker_models import WorkerModels
 from celery_task_app.messaging.messages import ChunkMessage, PredictionMessage
 from celery_task_app.messaging.publisher import Publisher, publisher_connection
 from celery_task_app.observability.exporter import MetricsServer
+from celery_task_app.observability.logs import configure_logging
 from celery_task_app.observability.metrics import ApiMetrics
 from celery_task_app.settings import Settings, settings
 from celery_task_app.store.batches import AsyncBatchStore, BatchStore
@@ -53,7 +54,6 @@ async def _lifespan(settings: Settings, metrics: ApiMetrics, app: FastAPI) -> As
         body_timeout_s=settings.body_timeout_s,
         on_refused=metrics.record_refused_connection,
     )
-    logging.getLogger("uvicorn.access").addFilter(AccessLogFilter())
     async with AsyncExitStack() as stack:
         if settings.metrics_port:  # first: if another process has the port, this one does not start
             server = MetricsServer(metrics.registry, settings.metrics_host, settings.metrics_port)
@@ -160,9 +160,11 @@ def create_app(settings: Settings) -> FastAPI:
     add_head_routes(app)
     if digests := parse_digests(settings.api_keys):
         app.add_middleware(APIKeyMiddleware, digests=digests)
-    if settings.metrics_port:
-        app.add_middleware(RequestMetricsMiddleware, metrics=metrics)  # the last one is the outermost
+    recorders = [RequestMetrics(metrics).record] if settings.metrics_port else []
+    app.add_middleware(RequestMiddleware, recorders=[*recorders, log_request])  # the last one is the outermost
     return app
 
 
+# uvicorn imports this module before it logs anything, so its own lines have the form too.
+replace_access_log(with_form=configure_logging(settings.log_level, settings.log_format))
 app = create_app(settings)

@@ -139,7 +139,6 @@ class BatchIntake:
                 steps = self._validate(spool, media_type, receipt, chunks, lengths, all_or_none=all_or_none)
                 await self._run(steps, is_disconnected)
                 await self._run(self._publish(receipt, chunks, lengths))
-        logger.info("batch accepted batch_id=%s rows=%d refused=%d", receipt.batch_id, receipt.total, receipt.refused)
         return receipt
 
     def release(self) -> None:

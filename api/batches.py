@@ -17,6 +17,7 @@ from api.http.content_headers import read_content_headers
 from api.http.parameters import best_media_type
 from api.http.paths import public_path
 from api.http.problems import ProblemType, problem, problem_responses
+from api.http.request_log import add_log_fields
 from api.http.responses import NO_STORE, accepted_headers, accepted_responses, model_response
 from api.services import get_services
 from celery_task_app.errors import RowsRefused
@@ -89,6 +90,7 @@ async def accept_batch(request: Request, on_error: Literal["skip", "reject"] = "
         refused=receipt.refused,
         rows=[_refused_row(row) for row in receipt.listed],
     )
+    add_log_fields(request, batch_id=receipt.batch_id, customers=receipt.total, refused_rows=receipt.refused)
     location = public_path(request.scope, f"/churn/batches/{receipt.batch_id}")
     headers = accepted_headers(location, services.queue.rows_retry_after_s)
     return model_response(accepted, HTTPStatus.ACCEPTED, headers, exclude_none=True)

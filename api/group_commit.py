@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from api.backpressure import Backlog
 from celery_task_app.errors import BrokerUnavailable, Overloaded, ResultStoreUnavailable, Unavailable
@@ -24,6 +25,18 @@ logger = logging.getLogger(__name__)
 
 _FAILURE_COUNTS_S = 3
 _ACCEPT_AFTER_S = 0.05  # without another prediction; under load the next message counts the last one, at no cost
+
+
+class Publication(NamedTuple):
+    """How a prediction was published.
+
+    Attributes:
+        message_id: of the message that carries it.
+        marked_at: when its QUEUED marker was written, on the clock of `time.perf_counter`, in seconds.
+    """
+
+    message_id: str
+    marked_at: float
 
 
 @dataclass(slots=True)
@@ -38,7 +51,7 @@ class PendingPrediction:
     task_id: str
     request: PredictionRequest
     expires_at: float
-    accepted: asyncio.Future[None]
+    accepted: asyncio.Future[Publication]
 
 
 class GroupCommitter:
@@ -91,7 +104,7 @@ class GroupCommitter:
         self._thread = threading.Thread(target=self._publish_groups, name="publisher", daemon=True)
         self._thread.start()
 
-    async def submit(self, task_id: str, request: PredictionRequest, deadline_s: float | None = None) -> None:
+    async def submit(self, task_id: str, request: PredictionRequest, deadline_s: float | None = None) -> Publication:
         """Publish one prediction; return once the broker has confirmed.
 
         Args:
@@ -112,7 +125,7 @@ class GroupCommitter:
         late = BrokerUnavailable(f"not published within {self._accept_within_s} s")
         timer = self._loop.call_later(self._accept_within_s, _resolve, [pending], late)
         try:
-            await pending.accepted
+            return await pending.accepted
         finally:
             timer.cancel()
 
@@ -138,17 +151,17 @@ class GroupCommitter:
 
     def _publish_groups(self) -> None:
         while group := self._next_group():
-            failure: Unavailable | None = None
+            end: Publication | Unavailable
             try:
-                self._accept(group)
+                end = self._accept(group)
             except Unavailable as error:
-                failure = error
+                end = error
             except Exception:
                 logger.exception("message not published predictions=%d", len(group))
-                failure = BrokerUnavailable("not published")
-            is_away = failure is not None and not isinstance(failure, Overloaded)
-            self._failure, self._failed_at = str(failure) if is_away else "", time.monotonic()
-            self._loop.call_soon_threadsafe(_resolve, group, failure)
+                end = BrokerUnavailable("not published")
+            is_away = isinstance(end, Unavailable) and not isinstance(end, Overloaded)
+            self._failure, self._failed_at = str(end) if is_away else "", time.monotonic()
+            self._loop.call_soon_threadsafe(_resolve, group, end)
         self._count_published()
         self._publisher.close()
         self._store.close()
@@ -187,7 +200,7 @@ class GroupCommitter:
                 return
         self._published_group = 0
 
-    def _accept(self, group: list[PendingPrediction]) -> None:
+    def _accept(self, group: list[PendingPrediction]) -> Publication:
         self._backlog.check()
         now = time.monotonic()
         lifetimes_s = {pending.task_id: pending.expires_at - now for pending in group}
@@ -195,24 +208,27 @@ class GroupCommitter:
         self._published_group = 0
         self._last_id = group[0].task_id.encode()
         self._last_is_predicted.clear()
-        started = time.monotonic()
+        marked_at = time.perf_counter()
         try:
-            self._publisher.publish(PredictionMessage({pending.task_id: pending.request for pending in group}))
+            message_id = self._publisher.publish(
+                PredictionMessage({pending.task_id: pending.request for pending in group})
+            )
         except Exception:
             self._last_is_predicted.set()
             with contextlib.suppress(ResultStoreUnavailable):
                 self._store.discard([pending.task_id for pending in group])
             raise
-        self._on_published(len(group), time.monotonic() - started)
+        self._on_published(len(group), time.perf_counter() - marked_at)
         self._published_group = marked
         self._backlog.record_published(len(group))
+        return Publication(message_id, marked_at)
 
 
-def _resolve(group: list[PendingPrediction], failure: Unavailable | None) -> None:
+def _resolve(group: list[PendingPrediction], end: Publication | Unavailable) -> None:
     for pending in group:
         if pending.accepted.done():
             continue
-        if failure:
-            pending.accepted.set_exception(failure)
+        if isinstance(end, Unavailable):
+            pending.accepted.set_exception(end)
         else:
-            pending.accepted.set_result(None)
+            pending.accepted.set_result(end)

@@ -1,6 +1,7 @@
 """The routes of single predictions."""
 
 import asyncio
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -8,16 +9,18 @@ from http import HTTPStatus
 from fastapi import APIRouter, Request, Response
 
 from api.completion import Completion
+from api.group_commit import Publication
 from api.http.auth import PathId, issue_id, scoped_key
 from api.http.json_route import StrictJSONRoute
 from api.http.parameters import CANCEL_AFTER, EXPLAIN, IDEMPOTENCY_KEY, PREFER, openapi_parameters, preferred_wait_s
 from api.http.paths import public_path
 from api.http.problems import ProblemType, problem, problem_responses
+from api.http.request_log import add_log_fields
 from api.http.responses import NO_STORE, accepted_headers, accepted_responses, model_response
 from api.services import Services, get_services
 from celery_task_app.errors import Expired, ResultStoreUnavailable
 from celery_task_app.messaging.messages import PredictionRequest
-from celery_task_app.store.predictions import QUEUED, State, StoredPrediction
+from celery_task_app.store.predictions import QUEUED, State, StoredPrediction, WorkerTimes
 from models import Customer, Prediction, Task
 
 router = APIRouter(
@@ -68,20 +71,26 @@ async def predict(customer: Customer, request: Request) -> Response:
         return problem(ProblemType.NOT_EXPLAINABLE, "Send the customer without `explain`.")
     accepted = PredictionRequest(customer.model_dump(), explain)
 
-    async def submit(task_id: str) -> None:
-        await services.group_commit.submit(task_id, accepted, cancel_after)
+    publication: Publication | None = None
+
+    async def submit(task_id: str) -> Publication:
+        nonlocal publication
+        add_log_fields(request, task_id=task_id, customers=1)
+        publication = await services.group_commit.submit(task_id, accepted, cancel_after)
+        add_log_fields(request, message_id=publication.message_id)
+        return publication
 
     task_id = issue_id()
     if idempotency_key is None:
         with _waiter(services, task_id, wait_s) as completion:  # before the submission: no completion is missed
-            await submit(task_id)
-            return await _respond(request, task_id, QUEUED, completion, wait_s, is_just_accepted=True)
+            return await _respond(request, task_id, QUEUED, completion, wait_s, publication=await submit(task_id))
     # A request for reasons is another request. Version 0.1.0 stored the same fingerprint for it.
     content = customer.model_dump_json().encode() + (b"?explain" if explain else b"")
     task_id = await services.idempotency_keys.accept_once(scoped_key(idempotency_key), content, task_id, submit)
+    add_log_fields(request, task_id=task_id)  # perhaps of an earlier request with this key
     if not wait_s:
         return await _respond(request, task_id, QUEUED, None, wait_s)
-    return await _fetch_and_respond(request, task_id, wait_s)  # an earlier request with this key may have ended
+    return await _fetch_and_respond(request, task_id, wait_s, publication)  # that request may have ended
 
 
 @router.get(
@@ -122,11 +131,13 @@ async def delete_result(task_id: PathId, request: Request) -> Response:
     return problem(ProblemType.UNKNOWN_TASK, "There is nothing to delete.")
 
 
-async def _fetch_and_respond(request: Request, task_id: str, wait_s: int) -> Response:
+async def _fetch_and_respond(
+    request: Request, task_id: str, wait_s: int, publication: Publication | None = None
+) -> Response:
     services = get_services(request)
     with _waiter(services, task_id, wait_s) as completion:
         stored = await services.predictions.fetch(task_id)
-        return await _respond(request, task_id, stored, completion, wait_s)
+        return await _respond(request, task_id, stored, completion, wait_s, publication=publication)
 
 
 @contextmanager
@@ -146,7 +157,7 @@ async def _respond(  # noqa: PLR0913 - the request, and the state of its predict
     completion: Completion | None,
     wait_s: int,
     *,
-    is_just_accepted: bool = False,
+    publication: Publication | None = None,
 ) -> Response:
     """Answer with the state of a prediction; if it is queued and has a waiter, with its state after the wait.
 
@@ -156,7 +167,7 @@ async def _respond(  # noqa: PLR0913 - the request, and the state of its predict
         stored: its state; None if the id is unknown.
         completion: of its waiter, if there is one.
         wait_s: longest wait, in seconds.
-        is_just_accepted: this request submitted it, so the client does not know the id yet.
+        publication: if this request submitted it, so that the client does not know the id yet.
     """
     headers = {"Cache-Control": "no-store", "Vary": "Prefer"}
     if completion is not None and stored is not None and stored.is_queued:
@@ -164,10 +175,25 @@ async def _respond(  # noqa: PLR0913 - the request, and the state of its predict
             # The worker's scripts/finish.lua publishes the completion, and api/completion.py resolves the waiter.
             stored = await _wait(request, completion, wait_s) or await get_services(request).predictions.fetch(task_id)
         except ResultStoreUnavailable:
-            if not is_just_accepted:
+            if publication is None:
                 raise
         headers["Preference-Applied"] = f"wait={wait_s}"
+        if publication and stored and stored.times:
+            headers["Server-Timing"] = _server_timing(request.scope["started"], publication.marked_at, stored.times)
     return _prediction_response(request, task_id, stored, headers)
+
+
+def _server_timing(started: float, marked_at: float, times: WorkerTimes) -> str:
+    """Return the milliseconds of each stage of a prediction that ended now; together they are those of the request.
+
+    Args:
+        started: the start of the request, on the clock of `time.perf_counter`, in seconds.
+        marked_at: the write of the QUEUED marker, on the same clock.
+        times: of the worker.
+    """
+    store_s = max(0.0, time.perf_counter() - marked_at - sum(times))  # with the way back to this process
+    stages = {"accept": marked_at - started, "queue": times.queue_s, "predict": times.predict_s, "store": store_s}
+    return ", ".join(f"{name};dur={seconds * 1000:.1f}" for name, seconds in stages.items())
 
 
 async def _wait(request: Request, completion: Completion, wait_s: int) -> StoredPrediction | None:

@@ -42,12 +42,13 @@ def commit_of(checkout: Path) -> str:
 
 
 @contextlib.contextmanager
-def running_version(checkout: Path, servers_name: str, folder: Path) -> Iterator[Service]:
+def running_version(checkout: Path, servers_name: str, folder: Path, *, is_logging_requests: bool) -> Iterator[Service]:
     """Run the service of a checkout on servers of its own."""
     folder.mkdir()
     with running_servers(servers_name, folder) as servers:
         # With metrics, which cost something; a version without them ignores the variable.
-        service = Service(servers, folder, {**stand.QUIET, "WARM_UP": "true", "METRICS_PORT": str(free_port())})
+        settings = {"WARM_UP": "true", "METRICS_PORT": str(free_port())}
+        service = Service(servers, folder, settings if is_logging_requests else {**stand.QUIET, **settings})
         for process in (service.api, service.worker):
             in_checkout = ["env", "--chdir", str(checkout), f"PYTHONPATH={checkout}", python_of(checkout)]
             process.command = [*in_checkout, *process.command[1:]]
@@ -120,12 +121,16 @@ def measure_services(
     """Run both services; yield the rounds of each load, of the batch and of the memory."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         services = {
-            name: stack.enter_context(running_version(checkout, servers_name, Path(folder) / name))
+            name: stack.enter_context(
+                running_version(
+                    checkout, servers_name, Path(folder) / name, is_logging_requests=name in options.log_requests
+                )
+            )
             for name, checkout in checkouts.items()
         }
         for name, service in services.items():  # the first predictions of a service take longer
             stand.run_load(stand.service_subjects(service, name)[0], 32, "--requests", "1000")
-        for clients, mode in LOADS:
+        for clients, mode in options.loads:
             yield alternate(
                 options.rounds,
                 services,
@@ -154,8 +159,15 @@ def main() -> None:
     parser.add_argument("--servers", nargs="+", choices=stand.SERVERS, default=list(stand.SERVERS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4, help="of each load")
+    parser.add_argument(
+        "--log-requests", nargs="+", choices=(BASE, THIS), default=[], help="versions that log each request"
+    )
+    parser.add_argument(
+        "--clients", nargs="+", type=int, help="measure these numbers of waiting clients, in place of all loads"
+    )
     parser.add_argument("--data", type=Path, help="BankChurners.csv, for the batch")
     options = parser.parse_args()
+    options.loads = [(clients, "waiting") for clients in options.clients or ()] or LOADS
     checkouts = {BASE: options.base.resolve(), THIS: ROOT}
     header = "| figure | base | this | this / base, median of the rounds |\n|---|---|---|---|"
     commits = ", ".join(f"{name} {commit_of(checkout)}" for name, checkout in checkouts.items())

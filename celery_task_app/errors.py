@@ -31,6 +31,7 @@ ChurnServiceError
 │   │   └── BatchTooSlow           its validation takes too long
 │   └── RowsRefused             rows are not valid customers
 ├── MalformedMessage          a message from the queue cannot be parsed
+├── AttemptFailed             a pool process failed in the middle of a message
 ├── MetricsPortUnavailable    the port of the metrics cannot be used: the process does not start
 └── Unavailable               the request is fine; the same request may succeed later
     ├── BrokerUnavailable       the broker did not confirm
@@ -169,6 +170,10 @@ class RowsRefused(BatchError):
 
 class MalformedMessage(ChurnServiceError):
     """A message from the queue cannot be parsed."""
+
+
+class AttemptFailed(ChurnServiceError):
+    """A pool process failed in the middle of a message, with an error that nobody expected."""
 
 
 class MetricsPortUnavailable(ChurnServiceError):

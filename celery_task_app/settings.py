@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -67,6 +67,12 @@ class Settings(BaseSettings):
 
     metrics_host: str = "127.0.0.1"
     """Address on which the metrics are served; `0.0.0.0` in a container whose network is protected."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least level that is logged: `debug`, `info`, `warning` or `error`. A worker without it uses Celery's `-l`."""
+
+    log_format: Literal["text", "json"] = "text"
+    """Form of the log lines: `text` with key=value, or `json`."""
 
     deadline_s: int = Field(default=3_600, ge=1)
     """Seconds until an accepted prediction expires if it is not computed; a client may ask for fewer."""

@@ -5,16 +5,18 @@ A message is processed by the delivery policy (consumer/delivery.py), whether it
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, ClassVar
 
 import celery
-from celery.exceptions import Reject
+from celery.exceptions import Reject, SoftTimeLimitExceeded
 from celery.signals import (
     celeryd_after_setup,
     celeryd_init,
+    setup_logging,
     worker_process_init,
     worker_ready,
     worker_shutting_down,
@@ -24,13 +26,14 @@ from celery_task_app.consumer import lifecycle
 from celery_task_app.consumer.delivery import DeliveryPolicy, MessageSummary
 from celery_task_app.consumer.heartbeat import Heartbeat, WorkerHealth
 from celery_task_app.consumer.request import RecoveringRequest
-from celery_task_app.errors import MalformedMessage, MetricsPortUnavailable, ModelError, Unavailable
+from celery_task_app.errors import AttemptFailed, MalformedMessage, MetricsPortUnavailable, ModelError, Unavailable
 from celery_task_app.messaging.messages import ChunkMessage, Message, PredictionMessage, Stores
 from celery_task_app.messaging.publisher import Publisher, publisher_connection
 from celery_task_app.ml.artifact import Artifact, read_manifest
 from celery_task_app.ml.model import ChurnModel
 from celery_task_app.ml.schema import CustomerSchema, Feature, parse_features, schema_differences
 from celery_task_app.observability.exporter import MetricsServer
+from celery_task_app.observability.logs import configure_logging, log_event, stack_of
 from celery_task_app.observability.metrics import WorkerMetrics
 from celery_task_app.settings import settings
 from celery_task_app.store.batches import BatchStore
@@ -59,19 +62,32 @@ class PredictTask(celery.Task):
     """Seconds in which this process loaded the model; 0 in a process that has inherited it."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the task with the model loaded; requeue the message after 1 s if the model or a server fails."""
+        """Run the task with the model loaded; requeue the message after 1 s if the model or a server fails.
+
+        Raises:
+            Reject: the message goes back to the queue.
+            SoftTimeLimitExceeded: it took too long.
+            AttemptFailed: any other error. Its own text may have a customer's values, and is dropped.
+        """
         try:
             if not hasattr(self, "model"):  # a pool without an event for new processes, such as `-P threads`
                 self.load_model()
             return self.run(*args, **kwargs)
         except MalformedMessage as error:
-            logger.error("malformed message dropped message=%s reason=%s", self.request.id, error)  # noqa: TRY400
+            logger.error("malformed message dropped message_id=%s reason=%s", self.request.id, error)  # noqa: TRY400
             return MessageSummary(self.message_type.kind, "malformed").to_text()
         except (ModelError, Unavailable) as error:
             if isinstance(error, ModelError):  # another worker may have a model that works
                 self.health.fail(error)
+            logger.warning("message requeued message_id=%s reason=%s", self.request.id, error)
             time.sleep(_REQUEUE_PAUSE_S)
             raise Reject(str(error), requeue=True) from error
+        except SoftTimeLimitExceeded:
+            raise
+        except Exception as error:  # noqa: BLE001 - the delivery policy decides about every kind of error
+            kind = type(error).__name__
+            logger.error("message failed message_id=%s type=%s stack=%s", self.request.id, kind, stack_of(error))  # noqa: TRY400
+            raise AttemptFailed(kind) from None  # Celery sends its text to the main process
 
     @classmethod
     def load_model(cls, *, check: bool = True) -> Artifact:
@@ -115,14 +131,32 @@ class PredictTask(celery.Task):
 
     def process(self, kwargs: dict[str, Any]) -> str:
         """Process the message of this task, given its keyword arguments; return its summary."""
+        message = self.message_type.parse(kwargs)
         summary = self.delivery.process(
-            self.message_type.parse(kwargs),
+            message,
             self.model,
             retries=self.request.retries,
             is_redelivered=self.request.delivery_info["redelivered"],
             is_dead_letter=self.request.delivery_info["routing_key"] == DEAD.name,
         )
         summary.load_s = self.load_s
+        log_event(
+            logger,
+            logging.INFO,
+            "message",
+            {
+                "outcome": summary.outcome,
+                "message_id": self.request.id,
+                "worker": self.request.hostname,
+                "pid": os.getpid(),
+                "customers": summary.customers,
+                "queue_ms": None if summary.waited_s is None else _ms(summary.waited_s),
+                "predict_ms": _ms(summary.predict_s),
+                "store_ms": _ms(summary.store_s),
+                "retries": summary.retries,
+                **message.log_fields,
+            },
+        )
         return summary.to_text()
 
 
@@ -136,6 +170,10 @@ def predict_churn(self: PredictTask, **kwargs: Any) -> str:
 def score_chunk(self: PredictTask, **kwargs: Any) -> str:
     """Predict the rows of a ChunkMessage, and store their results in the batch."""
     return self.process(kwargs)
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 1)
 
 
 def _read_customer_schema() -> CustomerSchema | None:
@@ -171,6 +209,14 @@ def _try_out_model() -> None:
     PredictTask.model.try_out()
 
 
+@setup_logging.connect
+def _configure_logging(loglevel: int, logfile: str | None, **_: object) -> None:
+    """Log in the form of the API, in place of Celery's own; LOG_LEVEL takes precedence over `-l`."""
+    level = settings.log_level if "log_level" in settings.model_fields_set else loglevel
+    configure_logging(level, settings.log_format, logfile)
+    lifecycle.limit_logs_of_celery()
+
+
 @celeryd_after_setup.connect
 def _prepare_worker(sender: str, **_: object) -> None:
     """Check or load the model in the main process, before the pool processes are forked."""
@@ -178,7 +224,6 @@ def _prepare_worker(sender: str, **_: object) -> None:
     if settings.metrics_port:
         PredictTask.server = _bind_metrics()
     lifecycle.limit_stop_of_pool_processes()
-    lifecycle.keep_customers_out_of_the_log()
     if settings.warm_up:
         lifecycle.warm_up(
             PredictTask.health,

@@ -1,6 +1,9 @@
 """From an exception to its response. Only RowsRefused, which has rows of a batch, is answered in api/batches.py."""
 
+import logging
+import math
 import re
+import time
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
@@ -17,14 +20,31 @@ from api.http.responses import RETRY_AFTER_S
 from celery_task_app.errors import ChurnServiceError
 from models import Fault
 
+logger = logging.getLogger(__name__)
+
+_LOG_PERIOD_S = 1
+
 _KINDS = {"header": ProblemType.BAD_HEADER, "query": ProblemType.BAD_PARAMETER}
 """The problem type by the place of a fault; every other place is in the body."""
 
 
 def add_exception_handlers(app: FastAPI) -> None:
     """Answer every exception with a problem."""
+    log_unavailable = _UnavailableLog().record
+
+    async def service_error(_request: Request, error: ChurnServiceError) -> Response:
+        kind = ProblemType.of(error)
+        if kind is ProblemType.INTERNAL_ERROR:
+            raise error  # so that the traceback is logged
+        if kind is ProblemType.UNAVAILABLE:
+            log_unavailable(error)
+        response = problem(kind, f"{error}.", getattr(error, "retry_after_s", RETRY_AFTER_S))
+        if kind is ProblemType.UNSUPPORTED_ENCODING:
+            response.headers["Accept-Encoding"] = "identity"  # RFC 9110, 15.5.16
+        return response
+
     handlers: dict[type[Exception], Callable[[Request, Any], Any]] = {
-        ChurnServiceError: _service_error,
+        ChurnServiceError: service_error,
         RequestValidationError: _validation_error,
         HTTPException: _framework_error,
         ClientDisconnect: _client_disconnect,
@@ -34,14 +54,19 @@ def add_exception_handlers(app: FastAPI) -> None:
         app.add_exception_handler(error, handler)
 
 
-async def _service_error(_request: Request, error: ChurnServiceError) -> Response:
-    kind = ProblemType.of(error)
-    if kind is ProblemType.INTERNAL_ERROR:
-        raise error  # so that the traceback is logged
-    response = problem(kind, f"{error}.", getattr(error, "retry_after_s", RETRY_AFTER_S))
-    if kind is ProblemType.UNSUPPORTED_ENCODING:
-        response.headers["Accept-Encoding"] = "identity"  # RFC 9110, 15.5.16
-    return response
+class _UnavailableLog:
+    """Logs why requests get 503, at most once a second: an outage refuses thousands for one reason."""
+
+    def __init__(self) -> None:
+        self._logged_at = -math.inf
+        self._requests = 0  # since the last line
+
+    def record(self, error: ChurnServiceError) -> None:
+        """Count a request, and log its error if the last line is a second old."""
+        self._requests += 1
+        if (now := time.monotonic()) >= self._logged_at + _LOG_PERIOD_S:
+            logger.warning("unavailable requests=%d reason=%s", self._requests, error)
+            self._logged_at, self._requests = now, 0
 
 
 async def _validation_error(request: Request, error: RequestValidationError) -> Response:
@@ -79,5 +104,9 @@ async def _client_disconnect(_request: Request, _error: ClientDisconnect) -> Res
     return Response(status_code=HTTPStatus.BAD_REQUEST)  # for the access log: the client is gone
 
 
-async def _defect(_request: Request, _error: Exception) -> Response:
-    return problem(ProblemType.INTERNAL_ERROR, "See the log of the API.")
+async def _defect(request: Request, _error: Exception) -> Response:
+    """Name the request for the log; this response does not pass the middleware of the API."""
+    response = problem(ProblemType.INTERNAL_ERROR, "See the log of the API.")
+    if request_id := request.scope.get("request_id"):
+        response.headers["X-Request-ID"] = request_id
+    return response

@@ -1,9 +1,8 @@
-"""The middleware that measures HTTP requests: by route template, method and status, and by the problem they got."""
+"""The metrics of HTTP requests: by route template, method and status, and by the problem they got."""
 
-import time
 from http import HTTPStatus
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Scope
 
 from api.http.paths import route_path
 from api.http.problems import ProblemType
@@ -51,38 +50,19 @@ def create_api_metrics() -> ApiMetrics:
     )
 
 
-class RequestMetricsMiddleware:
-    """ASGI middleware that records each request; it must be outside of the middleware that answers 401."""
+class RequestMetrics:
+    """Records finished requests in the metrics of this process."""
 
-    def __init__(self, app: ASGIApp, metrics: ApiMetrics) -> None:
-        """Record requests of an app."""
-        self._app = app
+    def __init__(self, metrics: ApiMetrics) -> None:
+        """Record in some metrics."""
         self._metrics = metrics
-        self._record = metrics.requests.record
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, and record it when its response is complete."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        started, status = time.perf_counter(), 500  # an exception is answered outside of this middleware
-
-        def send_and_note(message: Message) -> object:  # no coroutine of its own, which would cost 0.2 µs a message
-            nonlocal status
-            if "status" in message:
-                status = int(message["status"])  # an HTTPStatus has another hash, and is slow to compare
-            return send(message)
-
-        try:
-            await self._app(scope, receive, send_and_note)  # type: ignore[arg-type]
-        finally:
-            seconds = time.perf_counter() - started
-            path = scope["route"].path if "route" in scope else OTHER
-            if "refused" in scope:
-                status = scope["refused"]  # api/http/protocol.py has answered and closed the connection
-            self._record(path, scope["method"], status, seconds)
-            if status >= _BAD_REQUEST or path == _BATCHES:
-                self._record_submission(scope, status)
+    def record(self, scope: Scope, status: int, seconds: float) -> None:
+        """Record a request, given its scope, its status and its seconds."""
+        path = scope["route"].path if "route" in scope else OTHER
+        self._metrics.requests.record(path, scope["method"], status, seconds)
+        if status >= _BAD_REQUEST or path == _BATCHES:
+            self._record_submission(scope, status)
 
     def _record_submission(self, scope: Scope, status: int) -> None:
         """Count a refused prediction, or a batch. The publishing thread counts accepted predictions."""

@@ -24,6 +24,8 @@ from celery_task_app.errors import (
 )
 from celery_task_app.messaging.messages import Features, Id, Message, Model, Stores
 from celery_task_app.messaging.publisher import Publisher
+from celery_task_app.observability.logs import log_event, stack_of
+from celery_task_app.store.predictions import WorkerTimes
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -156,7 +158,8 @@ class DeliveryPolicy:
                 self._predict_and_save(message, model, deadline, summary)
         except ResultStoreUnavailable as error:
             # Not requeued: a requeue counts as a delivery, and a long outage would exhaust the delivery limit.
-            logger.warning("message goes to the end of the queue %s reason=%s", message.label, error)
+            fields = {**message.log_fields, "reason": error}
+            log_event(logger, logging.WARNING, "message goes to the end of the queue", fields)
             self._publisher.publish(message, retries)
             self._publisher.close()  # as in split_and_requeue
             summary.outcome = "postponed"
@@ -174,7 +177,7 @@ class DeliveryPolicy:
         """
         pending, outcomes, _ = message.look_up(self._stores)
         if retries > MAX_RETRIES:
-            logger.error("attempts exhausted %s pending=%d", message.label, len(pending))
+            log_event(logger, logging.ERROR, "attempts exhausted", {**message.log_fields, "pending": len(pending)})
             outcomes, pending = {**outcomes, **dict.fromkeys(pending, attempts_exhausted(retries))}, []
         message.save(self._stores, outcomes, None)
         for single in message.split(pending):
@@ -201,7 +204,9 @@ class DeliveryPolicy:
         ]:
             outcomes |= predict_each(lambda ids: message.explain(model, {id_: outcomes[id_] for id_ in ids}), explained)
         times.append(time.perf_counter())
-        retry_until(deadline, lambda: message.save(self._stores, outcomes, model.version))
+        predict_s = times[-1] - times[-2]
+        stages = None if summary.waited_s is None else WorkerTimes(round(summary.waited_s, 6), round(predict_s, 6))
+        retry_until(deadline, lambda: message.save(self._stores, outcomes, model.version, stages))
         times.append(time.perf_counter())
         looked_up, predicted, saved = (end - begin for begin, end in itertools.pairwise(times))
         summary.customers, summary.predict_s, summary.store_s = len(pending), predicted, looked_up + saved
@@ -250,7 +255,9 @@ def predict_each(predict: Callable[[Sequence[Id]], Sequence[T]], ids: Sequence[I
             raise error.__cause__ from None
         if (half := len(ids) // 2) > 0:
             return predict_each(predict, ids[:half]) | predict_each(predict, ids[half:])
-        logger.warning("prediction failed id=%s error=%s", ids[0], error)
+        cause = error.__cause__ or error  # of the model: its text may have values of the customer
+        stack = stack_of(cause)
+        logger.warning("prediction failed id=%s type=%s stack=%s error=%s", ids[0], type(cause).__name__, stack, error)
         return {ids[0]: error}
 
 

@@ -155,6 +155,8 @@ def limit_stop_of_pool_processes() -> None:
     billiard.pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT = 10
 
 
-def keep_customers_out_of_the_log() -> None:
-    """Raise the level of Celery's pool logger: at DEBUG it logs the arguments of each task, which are customers."""
-    logging.getLogger("celery.pool").setLevel(logging.INFO)
+def limit_logs_of_celery() -> None:
+    """Keep customers, and lines that repeat our own, out of the log."""
+    logging.getLogger("celery.pool").setLevel(logging.INFO)  # at DEBUG: the arguments of each task
+    logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)  # each received message
+    logging.getLogger("celery.app.trace").setLevel(logging.CRITICAL)  # its end; tasks.py logs it, and errors too

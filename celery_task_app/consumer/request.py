@@ -14,6 +14,7 @@ from celery.worker import state
 from celery.worker.request import Request
 
 from celery_task_app.errors import MalformedMessage, Unavailable
+from celery_task_app.observability.logs import log_event
 
 logger = logging.getLogger(__name__)
 
@@ -62,20 +63,20 @@ class RecoveringRequest(Request):
             try:
                 message = self.task.message_type.parse(self.kwargs)
             except MalformedMessage as malformed:
-                logger.error("malformed message dropped message=%s reason=%s", self.id, malformed)  # noqa: TRY400
+                logger.error("malformed message dropped message_id=%s reason=%s", self.id, malformed)  # noqa: TRY400
         if isinstance(error, Reject):
             self.task.metrics.record_outcome(self.task.message_type.kind, "requeued")
         if message is None:
             super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
             return
-        logger.error("attempt lost message=%s error=%r", self.id, error)
+        log_event(logger, logging.ERROR, "attempt lost", {"message_id": self.id, **message.log_fields, "error": error})
         self.task.metrics.record_outcome(message.kind, "lost")
         state.task_ready(self)
         try:
             with closing(self.task.open_delivery()) as delivery:
                 delivery.split_and_requeue(message, self._context.retries + 1)
         except Unavailable as unavailable:
-            logger.warning("message requeued message=%s reason=%s", self.id, unavailable)
+            logger.warning("message requeued message_id=%s reason=%s", self.id, unavailable)
             self.reject(requeue=True)
         else:
             self.acknowledge()

@@ -3,6 +3,7 @@
 The delivery policy, which is the same for both, is in consumer/delivery.py.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,10 +14,13 @@ from pydantic_core import from_json, to_json
 
 from celery_task_app.errors import Expired, MalformedMessage, PredictionError
 from celery_task_app.store.batches import BatchStore
-from celery_task_app.store.predictions import ExplainedProbability, Outcome, PredictionStore
+from celery_task_app.store.predictions import ExplainedProbability, Outcome, PredictionStore, WorkerTimes
 from celery_task_app.worker import BATCHES, PREDICT_TASK, PREDICTIONS, SCORE_TASK
 
 Id = TypeVar("Id", str, int)  # a task id, or the number of a row
+LOGGED_IDS = 256
+"""Most task ids in one log line; a message has more only if GROUP_MAX is greater."""
+
 Features = Mapping[str, object]
 """A customer's features by name, as BankChurners.csv has them."""
 
@@ -102,8 +106,8 @@ class Message(Protocol[Id]):
         """The ids of all predictions in the message."""
 
     @property
-    def label(self) -> str:
-        """The ids for a log line, as key=value."""
+    def log_fields(self) -> Mapping[str, object]:
+        """The ids for a log line, of the first LOGGED_IDS predictions."""
 
     def split(self, ids: Sequence[Id]) -> Iterator[Self]:
         """Yield a message of its own for each of these ids."""
@@ -133,8 +137,20 @@ class Message(Protocol[Id]):
             PredictionError: at least one of them cannot be explained.
         """
 
-    def save(self, stores: Stores, outcomes: Mapping[Id, Outcome], model_version: str | None) -> None:
+    def save(
+        self,
+        stores: Stores,
+        outcomes: Mapping[Id, Outcome],
+        model_version: str | None,
+        times: WorkerTimes | None = None,
+    ) -> None:
         """Write the outcomes to the store; an id that has a terminal state keeps it.
+
+        Args:
+            stores: of the outcomes.
+            outcomes: by id, its end.
+            model_version: of the model that computed the probabilities.
+            times: for the clients that wait for one of the predictions.
 
         Raises:
             ResultStoreUnavailable: within about two seconds.
@@ -196,9 +212,9 @@ class PredictionMessage:
         return list(self.requests)
 
     @property
-    def label(self) -> str:
-        """The task ids for a log line."""
-        return f"task_ids={','.join(self.requests)}"
+    def log_fields(self) -> Mapping[str, object]:
+        """The task ids for a log line; see Message."""
+        return {"task_ids": ",".join(itertools.islice(self.requests, LOGGED_IDS))}
 
     def split(self, ids: Sequence[str]) -> Iterator[Self]:
         """Yield a message of its own for each task id."""
@@ -232,9 +248,15 @@ class PredictionMessage:
         reasons = model.reasons([self.requests[task_id].features for task_id in probabilities])
         return list(map(ExplainedProbability, probabilities.values(), reasons))
 
-    def save(self, stores: Stores, outcomes: Mapping[str, Outcome], model_version: str | None) -> None:
+    def save(
+        self,
+        stores: Stores,
+        outcomes: Mapping[str, Outcome],
+        model_version: str | None,
+        times: WorkerTimes | None = None,
+    ) -> None:
         """Write the outcomes under their task ids; see Message."""
-        stores.predictions.finish(outcomes, model_version)
+        stores.predictions.finish(outcomes, model_version, times)
 
 
 @dataclass(frozen=True)
@@ -312,9 +334,9 @@ class ChunkMessage:
         return self.rows
 
     @property
-    def label(self) -> str:
+    def log_fields(self) -> Mapping[str, object]:
         """The batch and the chunk for a log line."""
-        return f"batch_id={self.batch_id} chunk={self.chunk}"
+        return {"batch_id": self.batch_id, "chunk": self.chunk}
 
     def split(self, ids: Sequence[int]) -> Iterator[Self]:
         """Yield a message of its own for each row."""
@@ -339,7 +361,13 @@ class ChunkMessage:
         """Return nothing: rows of a batch have no reasons."""
         return []
 
-    def save(self, stores: Stores, outcomes: Mapping[int, Outcome], model_version: str | None) -> None:
+    def save(
+        self,
+        stores: Stores,
+        outcomes: Mapping[int, Outcome],
+        model_version: str | None,
+        times: WorkerTimes | None = None,  # noqa: ARG002 - no client waits for a row
+    ) -> None:
         """Write the outcomes of rows of the chunk; see Message."""
         rows = cast("Mapping[int, float | PredictionError]", outcomes)  # rows neither expire nor have reasons
         stores.batches.finish(self.batch_id, self.chunk, rows, model_version)

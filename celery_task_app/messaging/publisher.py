@@ -95,8 +95,8 @@ class Publisher:
         self._connection = connection
         self._producer: Producer | None = None
 
-    def publish(self, message: Message[Any], retries: int = 0) -> None:
-        """Return when the broker has confirmed a message.
+    def publish(self, message: Message[Any], retries: int = 0) -> str:
+        """Publish a message; return its id when the broker has confirmed it.
 
         Args:
             message: its class names its task and its queue.
@@ -111,7 +111,7 @@ class Publisher:
         # there is a new leader. A publish that fails on an old connection is retried once on a new one.
         was_open = self._producer is not None
         try:
-            self._publish(message, retries)
+            return self._publish(message, retries)
         except (OperationalError, *self._connection.connection_errors, *self._connection.channel_errors) as error:
             is_full = not was_open and isinstance(error.__cause__, MessageNacked) and self._has_messages(message.queue)
             self.close()
@@ -120,7 +120,7 @@ class Publisher:
             if not was_open:
                 raise BrokerUnavailable(f"the broker did not confirm: {error!r}") from error
             time.sleep(_REDECLARE_PAUSE_S)
-            self.publish(message, retries)
+            return self.publish(message, retries)
 
     def depth(self, queue: Queue) -> int:
         """Return the number of messages in a queue that this publisher has published to.
@@ -151,13 +151,14 @@ class Publisher:
         except BrokerUnavailable:
             return False
 
-    def _publish(self, message: Message[Any], retries: int) -> None:
+    def _publish(self, message: Message[Any], retries: int) -> str:
         if self._producer is None:
             self._producer = Producer(self._connection.default_channel, auto_declare=False)
+        message_id = message.task_id or str(uuid.uuid4())
         app.send_task(
             message.task_name,
             kwargs=message.kwargs(),
-            task_id=message.task_id or str(uuid.uuid4()),
+            task_id=message_id,
             queue=message.queue,
             retries=retries,
             producer=self._producer,
@@ -168,3 +169,4 @@ class Publisher:
             argsrepr="-",  # without it the worker formats all customers into its log and its events
             kwargsrepr="-",
         )
+        return message_id

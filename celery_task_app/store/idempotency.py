@@ -34,7 +34,7 @@ class IdempotencyKeys:
         self._claim_key = client.register_script(load_script("claim_key"))
         self._settle_claim = client.register_script(load_script("settle_claim"))
 
-    async def accept_once(self, key: str, body: bytes, task_id: str, submit: Callable[[str], Awaitable[None]]) -> str:
+    async def accept_once(self, key: str, body: bytes, task_id: str, submit: Callable[[str], Awaitable[object]]) -> str:
         """Submit a prediction, or return the task id with which this key and body were accepted before.
 
         Args:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from celery_task_app.errors import Deleted, Expired, PredictionError, Withdrawn
 from celery_task_app.store.celery_meta import encode_error, encode_meta, key_of
@@ -40,6 +40,18 @@ class State(StrEnum):
     REVOKED = "REVOKED"  # deleted, or expired
 
 
+class WorkerTimes(NamedTuple):
+    """Seconds of the stages of a message, as its worker measured them.
+
+    Attributes:
+        queue_s: from its QUEUED marker until a pool process took it, by the store's clock; at least 0.
+        predict_s: of the model.
+    """
+
+    queue_s: float
+    predict_s: float
+
+
 @dataclass(frozen=True, slots=True)
 class StoredPrediction:
     """The state of one task id in the result store.
@@ -53,6 +65,7 @@ class StoredPrediction:
         is_overdue: the deadline had passed when the state was read, by the store's clock; only for QUEUED.
         waited_s: seconds since the QUEUED marker was written, by the store's clock; only for QUEUED, and None for a
             marker of version 0.1.0.
+        times: of its message; only in a completion, and None if the worker did not report them.
     """
 
     state: State
@@ -62,6 +75,7 @@ class StoredPrediction:
     error: str | None = None
     is_overdue: bool = False
     waited_s: float | None = field(default=None, compare=False)
+    times: WorkerTimes | None = field(default=None, compare=False)
 
     @property
     def is_queued(self) -> bool:
@@ -138,12 +152,15 @@ class PredictionStore:
             time, values = cast("tuple[bytes, list[bytes | None]]", self._read(list(map(key_of, task_ids))))
         return {task_id: _decode(value, float(time)) for task_id, value in zip(task_ids, values, strict=True)}
 
-    def finish(self, outcomes: Mapping[str, Outcome], model_version: str | None = None) -> int:
+    def finish(
+        self, outcomes: Mapping[str, Outcome], model_version: str | None = None, times: WorkerTimes | None = None
+    ) -> int:
         """Write how predictions ended, and publish their completions, in one round trip.
 
         Args:
             outcomes: by task id, its end. An id that has a terminal state keeps it.
             model_version: of the model that computed the probabilities.
+            times: of the worker, for the waiters; they are not stored.
 
         Returns:
             The number of terminal states that were written.
@@ -151,7 +168,7 @@ class PredictionStore:
         if not outcomes:
             return 0
         with store_errors():
-            return cast("int", self._finish(*_finish_arguments(outcomes, model_version, self._result_ttl_s)))
+            return cast("int", self._finish(*_finish_arguments(outcomes, model_version, self._result_ttl_s, times)))
 
     def close(self) -> None:
         """Close the connection."""
@@ -227,11 +244,14 @@ class AsyncPredictionStore:
 
 def decode_completions(message: bytes) -> dict[str, StoredPrediction]:
     """Return the terminal states of a message on the channel COMPLETIONS, by task id."""
-    return {meta["task_id"]: _from_meta(meta) for meta in json.loads(message)}
+    metas = json.loads(message)
+    times = metas[0].get("times")
+    worker_times = WorkerTimes(*times) if times else None
+    return {meta["task_id"]: _from_meta(meta, times=worker_times) for meta in metas}
 
 
 def _finish_arguments(
-    outcomes: Mapping[str, Outcome], model_version: str | None, ttl_s: int
+    outcomes: Mapping[str, Outcome], model_version: str | None, ttl_s: int, times: WorkerTimes | None = None
 ) -> tuple[list[str], list[bytes | str | int]]:
     """Return KEYS and ARGV of scripts/finish.lua, which is the one way in which a prediction ends.
 
@@ -240,7 +260,9 @@ def _finish_arguments(
     is_deletion = all(isinstance(outcome, Deleted) for outcome in outcomes.values())
     now = datetime.now(UTC).isoformat()
     states = [_encode_outcome(task_id, outcome, model_version, now) for task_id, outcome in outcomes.items()]
-    return [*PREDICTIONS, *map(key_of, outcomes)], [COMPLETIONS, ttl_s, b"" if is_deletion else _QUEUED_PREFIX, *states]
+    writable = b"" if is_deletion else _QUEUED_PREFIX
+    keys = [*PREDICTIONS, *map(key_of, outcomes)]
+    return keys, [COMPLETIONS, ttl_s, writable, json.dumps(times) if times else "", *states]
 
 
 def _encode_outcome(task_id: str, outcome: Outcome, model_version: str | None, date_done: str) -> str:
@@ -263,12 +285,13 @@ def _decode(value: bytes | None, now: float) -> StoredPrediction | None:
         return None
 
 
-def _from_meta(meta: Mapping[str, Any], now: float = 0) -> StoredPrediction:
+def _from_meta(meta: Mapping[str, Any], now: float = 0, times: WorkerTimes | None = None) -> StoredPrediction:
     match State(meta["status"]):
         case State.QUEUED:
             waited_s = max(0.0, now - meta["queued"]) if "queued" in meta else None
             return StoredPrediction(State.QUEUED, is_overdue=meta["deadline"] < now, waited_s=waited_s)
         case State.SUCCESS:
-            return StoredPrediction(State.SUCCESS, meta["result"], meta["model_version"], meta.get("reasons"))
+            reasons = meta.get("reasons")
+            return StoredPrediction(State.SUCCESS, meta["result"], meta["model_version"], reasons, times=times)
         case ended:
-            return StoredPrediction(ended, error=meta["result"]["exc_type"])
+            return StoredPrediction(ended, error=meta["result"]["exc_type"], times=times)

@@ -41,6 +41,24 @@ def test_a_post_with_wait_returns_the_prediction(service: Service, customer: Cus
     assert response.json() == service.result(response.json()["task_id"]).json()
 
 
+def test_a_post_with_wait_tells_the_time_of_each_stage(service: Service, customer: Customer) -> None:
+    response = service.post(customer, Prefer=WAIT)
+    stages = [stage.split(";dur=") for stage in response.headers["server-timing"].split(", ")]
+    assert [name for name, _ in stages] == ["accept", "queue", "predict", "store"]
+    milliseconds = [float(duration) for _, duration in stages]
+    assert min(milliseconds) >= 0
+    assert 0 < sum(milliseconds) <= response.elapsed.total_seconds() * 1000 + 1  # rounded, and the store's clock
+    assert "server-timing" not in service.post(customer).headers
+
+
+def test_an_idempotent_post_with_wait_tells_the_stages_of_its_own_prediction(
+    service: Service, customer: Customer
+) -> None:
+    first, second = (service.post(customer, Prefer=WAIT, Idempotency_Key="stages") for _ in range(2))
+    assert first.json() == second.json()
+    assert "server-timing" not in second.headers
+
+
 def test_a_get_with_wait_returns_at_the_completion(service: Service, customer: Customer) -> None:
     with ExitStack() as stack:
         with service.worker.paused():

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import billiard.pool
 
 from celery_task_app.consumer.lifecycle import (
-    keep_customers_out_of_the_log,
+    limit_logs_of_celery,
     limit_stop_of_pool_processes,
     name_worker_by_process,
 )
@@ -28,7 +28,7 @@ def test_a_pool_process_waits_a_second_for_a_missing_receipt() -> None:
 
 
 def test_the_pool_logs_no_arguments_of_tasks() -> None:
-    keep_customers_out_of_the_log()
+    limit_logs_of_celery()
     assert not logging.getLogger("celery.pool").isEnabledFor(logging.DEBUG)
 
 

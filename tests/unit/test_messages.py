@@ -110,11 +110,11 @@ def test_only_a_message_with_one_prediction_has_its_task_id() -> None:
     assert ChunkMessage.from_columns("b", 0, [1], {"a": [1]}).task_id is None
 
 
-def test_the_label_of_a_message_has_ids_and_no_feature() -> None:
+def test_a_log_line_about_a_message_has_ids_and_no_feature() -> None:
     predictions = PredictionMessage({"x": PredictionRequest({"a": "secret"}), "y": PredictionRequest({})})
     chunk = ChunkMessage.from_columns("b", 3, [5], {"a": ["secret"]})
-    assert predictions.label == "task_ids=x,y"
-    assert chunk.label == "batch_id=b chunk=3"
+    assert predictions.log_fields == {"task_ids": "x,y"}
+    assert chunk.log_fields == {"batch_id": "b", "chunk": 3}
 
 
 @pytest.mark.parametrize(

@@ -9,18 +9,19 @@
 -- ARGV[2]       TTL of a terminal state, in seconds
 -- ARGV[3]       the first bytes of a QUEUED marker: a state is written where nothing is stored or the stored value
 --               begins with these bytes. If empty (a deletion): a state is written where any value is stored.
--- ARGV[3 + i]   the terminal state of prediction i: JSON in Celery's form
+-- ARGV[4]       JSON that the message on ARGV[1] has as `times`, a member of its first state; empty for none
+-- ARGV[4 + i]   the terminal state of prediction i: JSON in Celery's form
 --
 -- Returns the number of terminal states that were written.
 -- Counts a state that replaces a QUEUED marker: where nothing is stored, no accepted prediction is counted either.
 -- Publishes each written state on the channel that has the name of its key (Celery's clients listen there), and all of
 -- them as one JSON array on ARGV[1].
-local channel, ttl_s, queued = ARGV[1], ARGV[2], ARGV[3]
+local channel, ttl_s, queued, times = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local names = {S = 'success', F = 'failure', R = queued == '' and 'deleted' or 'expired'}
 local written, ended = {}, {}
 local group, start = nil, nil -- of the last prediction; those of a message have the same
 for i = 3, #KEYS do
-    local key, state = KEYS[i], ARGV[i + 1]
+    local key, state = KEYS[i], ARGV[i + 2]
     local stored = redis.call('GET', key)
     local is_writable
     if queued == '' then
@@ -52,6 +53,9 @@ for name, numbers in pairs(ended) do
     end
 end
 if #written > 0 then
+    if times ~= '' then
+        written[1] = '{"times": ' .. times .. ', ' .. string.sub(written[1], 2)
+    end
     redis.call('PUBLISH', channel, '[' .. table.concat(written, ',') .. ']')
 end
 return #written

@@ -1,0 +1,71 @@
+"""The log line of a request, in place of uvicorn's access log. It has ids, and no value of a customer."""
+
+import logging
+import re
+from urllib.parse import quote
+
+from fastapi import Request
+from starlette.types import Scope
+
+from celery_task_app.observability.logs import log_event
+from models import Customer
+
+logger = logging.getLogger(__name__)
+
+_PROBES = {"/livez", "/readyz"}
+_UNSAFE = re.compile(r"[^!#-<>-~]")  # a blank, a quote, `=`, and every character that is not printable ASCII
+_PATH_CHARACTERS = 200
+_FAULTS = 5
+_FIELDS = "log_fields"
+
+
+def replace_access_log(*, with_form: bool) -> None:
+    """Log requests in place of uvicorn, unless it was started with `--no-access-log`.
+
+    Args:
+        with_form: write uvicorn's other lines in the form of the service.
+    """
+    access = logging.getLogger("uvicorn.access")
+    logger.disabled = not access.handlers and not access.propagate  # as uvicorn leaves it with --no-access-log
+    access.handlers, access.propagate = [], False  # uvicorn asks for both before it makes a line
+    if with_form:
+        server = logging.getLogger("uvicorn")
+        server.handlers, server.propagate = [], True
+
+
+def add_log_fields(request: Request, **fields: object) -> None:
+    """Add fields to the line of a request."""
+    request.scope.setdefault(_FIELDS, {}).update(fields)
+
+
+def log_request(scope: Scope, status: int, seconds: float) -> None:
+    """Log a finished request, unless it was a health probe."""
+    route = scope["route"].path if "route" in scope else None
+    if route in _PROBES or not logger.isEnabledFor(logging.INFO):
+        return
+    client = scope.get("client")
+    fields: dict[str, object] = {
+        "method": scope["method"],
+        "route": route or "other",
+        "status": status,
+        "ms": round(seconds * 1000, 1),
+        "request_id": scope["request_id"],
+    }
+    if client:
+        fields["client"] = _safe(f"{client[0]}")
+    if route is None:
+        fields["path"] = _safe(scope["path"][:_PATH_CHARACTERS])
+    for name, value in scope.get("path_params", {}).items():
+        fields[name] = _safe(f"{value}"[:_PATH_CHARACTERS])
+    fields.update(scope.get(_FIELDS, ()))
+    if "problem" in scope:
+        fields["problem"] = scope["problem"]
+    if "faults" in scope:
+        faults = (f"{place if place in Customer.model_fields else 'other'}:{code}" for place, code in scope["faults"])
+        fields["faults"] = ",".join([*faults][:_FAULTS])
+    log_event(logger, logging.INFO, "request", fields)
+
+
+def _safe(text: str) -> str:
+    """Return a text with which a client cannot add a field or a line."""
+    return _UNSAFE.sub(lambda match: quote(match[0], safe=""), text) if _UNSAFE.search(text) else text

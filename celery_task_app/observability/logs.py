@@ -1,0 +1,136 @@
+"""The form of log lines, for both processes: text with key=value, or JSON. Loggers are Python's own.
+
+A field is an argument after `key=` in the format string of a record: `logger.info("batch deleted batch_id=%s", id)`.
+So calls need no other interface, and the text is Python's own formatting. docs/adr/0024 has the alternatives.
+"""
+
+import json
+import logging
+import logging.handlers
+import re
+import sys
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import PurePath
+from typing import Literal
+
+_ARGUMENT = re.compile(r"(?:(?<![\w.])(\w+)=)?%(?:%|[-+ #0]*\d*(?:\.\d+)?[diouxXeEfFgGcrsa])")
+_TEMPLATES = 1_024  # more than the service and its libraries have
+
+
+def configure_logging(level: str | int, log_format: Literal["text", "json"], file: str | None = None) -> bool:
+    """Log to standard error, or to a file, in one form; not if a program that embeds the service logs already.
+
+    Args:
+        level: the least level that is logged.
+        log_format: of the lines.
+        file: the path of a log file, which may be rotated.
+
+    Returns:
+        Whether the form was set.
+    """
+    root = logging.getLogger()
+    if any(not isinstance(handler.formatter, TextFormatter | JSONFormatter) for handler in root.handlers):
+        return False
+    handler = logging.handlers.WatchedFileHandler(file, encoding="utf-8") if file else logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JSONFormatter() if log_format == "json" else TextFormatter())
+    handler.setLevel(level.upper() if isinstance(level, str) else level)  # a server may set a level of its own loggers
+    root.handlers = [handler]
+    # Optimizations of Python's logging cookbook: no line has these attributes of a record.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    root.setLevel(handler.level)
+    return True
+
+
+def log_event(logger: logging.Logger, level: int, event: str, fields: Mapping[str, object]) -> None:
+    """Log an event whose fields are known only when it happens."""
+    if logger.isEnabledFor(level):
+        logger.log(level, _template(event, tuple(fields)), *fields.values(), stacklevel=2)
+
+
+def stack_of(error: BaseException) -> str:
+    """Return the places in the code that an exception has passed, outermost first: `folder/file.py:line>...`.
+
+    Use it where the text of an exception may have a customer's values.
+    """
+    frames = traceback.walk_tb(error.__traceback__)
+    return ">".join(f"{'/'.join(PurePath(frame.f_code.co_filename).parts[-2:])}:{line}" for frame, line in frames)
+
+
+class TextFormatter(logging.Formatter):
+    """One line for a record: time (UTC), level, logger and message. A traceback follows on lines of its own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record; no character of an argument can end it."""
+        message = record.getMessage()
+        if not message.isprintable():
+            message = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in message)
+        line = f"{_utc(record.created)} {record.levelname} {record.name} {message}"
+        details = self._details(record)
+        return f"{line}\n{details}" if details else line
+
+    def _details(self, record: logging.LogRecord) -> str:
+        parts = [self.formatException(record.exc_info)] if record.exc_info else []
+        return "\n".join([*parts, self.formatStack(record.stack_info)] if record.stack_info else parts)
+
+
+class JSONFormatter(TextFormatter):
+    """One JSON object for a record: `time`, `level`, `logger`, `event`, the fields, and `exception` if there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the object of a record."""
+        event, fields = _split(record)
+        line = {"time": _utc(record.created), "level": record.levelname.lower(), "logger": record.name, "event": event}
+        if details := self._details(record):
+            fields["exception"] = details
+        return json.dumps(line | fields, default=str)
+
+
+def _split(record: logging.LogRecord) -> tuple[str, dict[str, object]]:
+    """Return the text of a record without its fields, and the fields."""
+    if not isinstance(record.msg, str) or not isinstance(record.args, tuple):
+        return record.getMessage(), {}
+    event, names = _parse(record.msg)
+    if len(names) != len(record.args):
+        return record.getMessage(), {}
+    fields, texts = dict[str, object](), []
+    for (name, is_repr), value in zip(names, record.args, strict=True):
+        if not name:
+            texts.append(value)
+        elif is_repr:
+            fields[name] = repr(value)
+        else:
+            fields[name] = value if isinstance(value, int | float | None) else str(value)
+    return event % tuple(texts), fields
+
+
+@lru_cache(_TEMPLATES)
+def _parse(template: str) -> tuple[str, Sequence[tuple[str, bool]]]:
+    """Return a format string without its fields; for each argument the name of its field, and whether it is `%r`."""
+    names: list[tuple[str, bool]] = []
+
+    def leave_out(match: re.Match[str]) -> str:
+        if match[0].endswith("%%"):
+            return match[0]
+        names.append((match[1] or "", match[0].endswith("r")))
+        return "" if match[1] else match[0]
+
+    event = _ARGUMENT.sub(leave_out, template)
+    return " ".join(event.split()), names
+
+
+@lru_cache(_TEMPLATES)
+def _template(event: str, names: tuple[str, ...]) -> str:
+    return " ".join([event.replace("%", "%%"), *(f"{name}=%s" for name in names)])
+
+
+@lru_cache(1)
+def _utc_second(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+
+
+def _utc(seconds: float) -> str:
+    second = int(seconds)
+    return f"{_utc_second(second)}.{int((seconds - second) * 1000):03d}Z"
