@@ -114,7 +114,7 @@ logging.getLogger("x").warning("kept")
 
 
 def run(mode: str, file: str = "") -> tuple[str, list[str]]:
-    """Return what a program prints, and what it logs to standard error."""
+    """Return the output of a program, and its lines on standard error."""
     done = subprocess.run([sys.executable, "-c", PROGRAM, mode, file], check=True, capture_output=True, text=True)
     return done.stdout.strip(), done.stderr.splitlines()
 
