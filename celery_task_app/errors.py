@@ -173,7 +173,7 @@ class MalformedMessage(ChurnServiceError):
 
 
 class AttemptFailed(ChurnServiceError):
-    """A pool process failed in the middle of a message, with an error that nobody expected."""
+    """A pool process failed in the middle of a message, with an unexpected error."""
 
 
 class MetricsPortUnavailable(ChurnServiceError):

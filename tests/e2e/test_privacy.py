@@ -69,9 +69,9 @@ def stored(uri: str) -> str:
 def test_the_values_are_in_no_log_event_or_state_after_retries(
     servers: Servers, secret: dict[str, Any], tmp_path: Path
 ) -> None:
-    settings = {"MODEL_PATH": str(marked_model.save(tmp_path))}
+    settings = {"MODEL_PATH": str(marked_model.save(tmp_path)), "LOG_LEVEL": "debug"}
     service = Service(servers, tmp_path, settings, celery_app="tests.harness.workers.impatient")
-    service.worker.command = [*service.worker.command[:-1], "debug", "-E"]  # in place of info
+    service.worker.command = [*service.worker.command, "-E"]
     try:
         service.start()
         with captured_events(servers) as events:
