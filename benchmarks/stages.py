@@ -47,7 +47,7 @@ STAGES = (
 OTHER = "other"
 STEPS = ("look up", "predict", "store")
 ROUNDS = 50
-_SUCCEEDED = " succeeded in "  # Celery's log line of a finished message
+_FINISHED = " message outcome=predicted "  # in the log line of a finished message
 
 
 def sample_stacks(pid: int, seconds: float, folder: Path) -> Counter[tuple[str, ...]]:
@@ -127,9 +127,9 @@ def main() -> None:
     servers = stand.choose_servers(options.servers)
     with tempfile.TemporaryDirectory() as name, stand.service_on(servers, Path(name) / "service") as running:
         subject, _ = stand.service_subjects(running)
-        messages = running.worker.text().count(_SUCCEEDED)
+        messages = running.worker.text().count(_FINISHED)
         figures = stand.measure(subject, options.clients, "--seconds", str(options.seconds))
-        messages = running.worker.text().count(_SUCCEEDED) - messages
+        messages = running.worker.text().count(_FINISHED) - messages
         size = max(1, round(figures.predictions_per_s * (options.seconds + 1) / messages))
         load = stand.load_command(subject, options.clients, "--seconds", str(options.seconds + 2))
         with subprocess.Popen(load, stdout=subprocess.DEVNULL):
