@@ -99,7 +99,7 @@ def test_with_json_each_line_of_the_api_and_of_our_worker_is_an_object(
         until(lambda: task_id in service.worker.text())
     in_api = [json.loads(line) for line in service.api.text().splitlines()]
     (request,) = (line for line in in_api if line.get("task_id") == task_id)
-    assert (request["event"], request["status"], request["level"]) == ("request", 200, "info")
+    assert (request["event"], request["status"], request["level"]) == ("request", answer.status_code, "info")
     assert request["request_id"] == answer.headers["x-request-id"]
     in_worker = [json.loads(line) for line in service.worker.text().splitlines() if line.startswith("{")]
     (message,) = (line for line in in_worker if line.get("message_id") == request["message_id"])
