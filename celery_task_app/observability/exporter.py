@@ -38,13 +38,15 @@ class MetricsServer:
                 f"the metrics of this process need {host}:{port}, which cannot be used: {error}. Give each API process "
                 "a METRICS_PORT of its own (a worker uses the next port), or switch the metrics off with METRICS_PORT=0"
             ) from error
+        # Imports everything now: no import may run while a process is forked. Not in `start`, which an API's event loop
+        # calls: its registry then has the state of the queue, and reading it would wait for the event loop.
+        generate_latest(registry)
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Answer in a thread; a second call does nothing."""
         if self._thread:
             return
-        generate_latest(self._registry)  # imports everything now: no import may run while a process is forked
         self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
         self._thread.start()
         logger.info("metrics served url=http://%s:%d%s", *self._server.server_address[:2], PATH)

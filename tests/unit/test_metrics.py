@@ -389,6 +389,19 @@ def test_the_exporter_answers_get_and_head_of_its_path_only() -> None:
         pass
 
 
+def test_the_start_of_the_exporter_reads_no_metric() -> None:
+    # The event loop starts it; the state of the queue, which a scrape reads, needs this event loop.
+    reads: list[str] = []
+    metrics = CollectorRegistry()
+    server = MetricsServer(metrics, "127.0.0.1", free_port())
+    try:
+        Gauge("one", "A gauge.", registry=metrics).set_function(lambda: reads.append("one") or 1.0)  # type: ignore[func-returns-value]
+        server.start()
+        assert reads == []
+    finally:
+        server.close()
+
+
 def test_two_processes_cannot_share_a_port() -> None:
     port = free_port()
     first = MetricsServer(registry(), "127.0.0.1", port)
