@@ -32,6 +32,14 @@ def test_a_thousand_predictions_leave_only_results_in_the_store() -> None:
     assert "left in the result store beside the results: nothing" in output
 
 
+def test_each_period_of_scrapes_has_a_ratio_and_the_times_of_both_processes() -> None:
+    output = run("scrapes", "--clients", "4", "--rounds", "1", "--seconds", "0.5")
+    for period in ("1 s", "0.1 s"):
+        (ratios,) = [line for line in output.splitlines() if line.startswith(f"| each {period} |")]
+        assert ratios.count("ratio") == 4
+        assert all(f"| {process} | {period} |" in output for process in ("API", "worker"))
+
+
 def test_each_stage_has_a_row() -> None:
     output = run("stages", "--clients", "4", "--seconds", "1")
     assert len([line for line in output.splitlines() if line.startswith("| ")]) == 15
