@@ -9,12 +9,13 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 import psutil
 
+from celery_task_app.store.counts import STATES
 from tests.harness.faults import FAULTS, Fault, marked_service, strike
 from tests.harness.ledger import Ledger, Row
 from tests.harness.processes import Process, until
@@ -28,6 +29,9 @@ COLUMNS = (
     "accepted",
     "refused",
     "no response",
+    "counted",
+    "ended",
+    "waiting",
     "lost",
     "wrong",
     "readiness",
@@ -43,6 +47,10 @@ the other, into one service.
 
 - *Refused*: refused requests by status, each with a `Retry-After`.
 - *No response*: requests while the API was down.
+- *Counted*, *ended* and *waiting*: the growth of `churn_accepted_total` and `churn_ended_total`, and
+  `churn_waiting_customers` at the end; the same of rows of batches. They equal the ledger, or the run fails. A fault
+  may leave the outcome of a request unclear: a 503 after a lost confirm or after 2.5 s, or no response of a killed API.
+  The service may count such a prediction; `547 (+2)` has two of them. At most every unclear response is one.
 - *Lost*: accepted predictions that are unknown, or that never ended.
 - *Wrong*: accepted predictions that ended with a wrong probability or a wrong failure.
 - *Readiness*: a client asks `/readyz` each second, and `true` means that every answer was true until the next one.
@@ -67,6 +75,26 @@ def readiness_text(row: Row) -> str:
     return ", ".join(f"{seconds:.0f} s {name}" for name, seconds in false.items() if seconds) or "true"
 
 
+def count_texts(row: Row) -> list[str]:
+    """Return the cells of the counts; empty for a row that was measured before they existed."""
+    if not row.counted:
+        return [""] * 3
+    more = row.counted["accepted"] - row.accepted
+    accepted = f"{row.counted['accepted']}" + (f" ({more:+})" if more else "")
+    ended, waiting = ended_text(row.counted), str(row.counted["waiting"])
+    if any(row.counted_rows.values()):
+        accepted += f", {row.counted_rows['accepted']} rows"
+        ended += f", {ended_text(row.counted_rows)} rows"
+        waiting += f", {row.counted_rows['waiting']} rows" if row.counted_rows["waiting"] else ""
+    return [accepted, ended, waiting]
+
+
+def ended_text(counted: Mapping[str, int]) -> str:
+    """Return the number of all terminal states, and those that are no success."""
+    others = [f"{counted[state]} {state}" for state in STATES if state != "success" and counted[state]]
+    return str(sum(counted[state] for state in STATES)) + (f" ({', '.join(others)})" if others else "")
+
+
 def cells(row: Row) -> list[str]:
     """Return the cells of a row of the report."""
     if row.not_applicable:
@@ -75,8 +103,17 @@ def cells(row: Row) -> list[str]:
     wrong = ", ".join([str(row.wrong), *(f"{count} of {response}" for response, count in row.other.items())])
     readiness = readiness_text(row)
     lost = ", ".join([str(row.lost), *(f"{count} left in {queue}" for queue, count in row.left.items())])
-    counts = [str(row.sent), str(row.accepted), refused or "0", str(row.unanswered), lost, wrong, readiness]
-    return [row.fault, row.servers, *counts, f"{row.slowest_ms} ms", f"{row.livez_ms} ms", f"{row.ended_s:.1f} s"]
+    counts = [str(row.sent), str(row.accepted), refused or "0", str(row.unanswered), *count_texts(row)]
+    effects = [lost, wrong, readiness]
+    return [
+        row.fault,
+        row.servers,
+        *counts,
+        *effects,
+        f"{row.slowest_ms} ms",
+        f"{row.livez_ms} ms",
+        f"{row.ended_s:.1f} s",
+    ]
 
 
 def update_report(rows: Iterable[Row]) -> None:
@@ -96,10 +133,10 @@ def update_report(rows: Iterable[Row]) -> None:
 
 
 def balance(ledger: Ledger) -> Row:
-    """Return the row of a ledger; write lost and wrong predictions, and false answers of /readyz, to standard error."""
+    """Return the row of a ledger; write everything that is wrong to standard error."""
     row = ledger.balance()
-    for detail in ledger.verdict.details:
-        print(detail, file=sys.stderr)
+    for detail in filter(None, [row.imbalance, *ledger.verdict.details]):
+        print(f"{row.fault}, {row.servers}: {detail}", file=sys.stderr)
     if not row.is_clean:
         print(*ledger.details[:5], ledger.service.worker.text()[-3000:], sep="\n", file=sys.stderr)
     return row

@@ -1,4 +1,4 @@
-"""Each fault of tests/harness/faults.py on Valkey, injected briefly: every accepted prediction ends as it should."""
+"""Each fault of tests/harness/faults.py on Valkey, injected briefly: every accepted prediction ends, and is counted."""
 
 from collections.abc import Iterator
 
@@ -27,7 +27,7 @@ def test_no_accepted_prediction_is_lost_on_valkey(service: Service, fault: Fault
 
 
 def assert_nothing_is_lost(service: Service, fault: Fault) -> None:
-    """Inject a fault under load; require that every accepted prediction ends, and that the service still answers."""
+    """Inject a fault under load; every accepted prediction must end and be counted, and the service still answer."""
     if obstacle := fault.obstacle(service.servers.name):
         pytest.skip(obstacle)
     if service.servers.name in fault.not_tested_on:

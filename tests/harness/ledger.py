@@ -1,4 +1,4 @@
-"""The ledger of a load test: clients send predictions, and every 202 must end as it should.
+"""The ledger of a load test: clients send predictions, every 202 must end as it should, and the service must count it.
 
 Another client asks /readyz each second. tests/harness/readiness.py compares its answers with the outcomes of the POSTs.
 """
@@ -16,19 +16,26 @@ from typing import Any
 
 import requests
 
+from celery_task_app.store.counts import ServiceCounts
 from tests.harness import marked_model
+from tests.harness.counts import difference, imbalances, scraped_counts
 from tests.harness.customers import CUSTOMER
+from tests.harness.metrics import scrape
 from tests.harness.processes import until
 from tests.harness.readiness import Look, Post, Verdict, judge
 from tests.harness.service import Service
 
 ALL_ENDED_WITHIN_S = 100  # Valkey redelivers the messages of a lost worker after 60 s.
+AT_REST_WITHIN_S = 10  # RabbitMQ reports the length of a quorum queue up to 5 s late
 REFUSALS = {429, 503}
 LOOK_PERIOD_S = 1
 LOOK_TIMEOUT_S = 3
 POLL_PERIOD_S = 0.25
 REPEAT_AFTER_S = 0.05  # after the response that a prediction has not ended
 POLL_WAIT_S = 2
+ACCEPT_WITHIN_S = 2.5  # then the API answers 503, and may publish the message all the same; api/group_commit.py
+CONFIRM_LOST = "the broker may have a message whose confirm was lost, and the worker may store its results"
+API_KILLED = "the API may have published a message before it could answer"
 IN_FLIGHT = 200  # requests; more than the load sends in the 3 s that a response may take
 
 
@@ -43,6 +50,7 @@ class Row:
         accepted: responses 202.
         refused: responses 429 and 503 with a Retry-After, by status.
         unanswered: requests that the API did not answer because it was down.
+        may_be_more: predictions that the service may have counted although their clients got 503 or no answer.
         lost: accepted predictions that are unknown or never ended.
         wrong: accepted predictions with a wrong probability or a wrong state.
         other: forbidden responses, by method and status.
@@ -52,6 +60,10 @@ class Row:
         livez_ms: the slowest response of /livez.
         ended_s: seconds from the end of the load until every prediction had ended and every queue was empty.
         left: messages that stayed in a queue, by queue.
+        rows: rows of accepted batches.
+        counted: by name, the service-wide counts of predictions since the ledger was opened.
+        counted_rows: the same of rows.
+        imbalance: how these counts differ from the ledger.
         not_applicable: the reason if these servers cannot have the fault.
         memory: the memory of the processes after a soak.
     """
@@ -62,6 +74,7 @@ class Row:
     accepted: int = 0
     refused: dict[int, int] = field(default_factory=dict)
     unanswered: int = 0
+    may_be_more: int = 0
     lost: int = 0
     wrong: int = 0
     other: dict[str, int] = field(default_factory=dict)
@@ -71,12 +84,17 @@ class Row:
     livez_ms: int = 0
     ended_s: float = 0
     left: dict[str, int] = field(default_factory=dict)
+    rows: int = 0
+    counted: dict[str, int] = field(default_factory=dict)
+    counted_rows: dict[str, int] = field(default_factory=dict)
+    imbalance: str = ""
     not_applicable: str = ""
     memory: str = ""
 
     @property
     def is_clean(self) -> bool:
-        return not (self.lost or self.wrong or self.other or self.left or self.false_ready_s or self.false_alarm_s)
+        falsehoods = (self.lost, self.wrong, self.other, self.left, self.imbalance)
+        return not (any(falsehoods) or self.false_ready_s or self.false_alarm_s)
 
 
 class Ledger:
@@ -96,15 +114,20 @@ class Ledger:
         """Seconds that readiness may need to detect the present fault."""
         self.is_overloaded = False
         """The present fault is an overload, so a 429 says nothing about readiness."""
+        self.unclear = set[str]()
+        """Why predictions may be accepted although their clients got 503 (CONFIRM_LOST) or no answer (API_KILLED)."""
         self.verdict = Verdict()
         self._looks: list[Look] = []
         self._posts: list[Post] = []
         self._numbers = itertools.count()
         self._pending: deque[tuple[str, float | None, Post]] = deque()  # None: an explicit failure
+        self._late = 0  # answers 503 after ACCEPT_WITHIN_S
+        self._recorded: Counter[str] = Counter()  # the accepted predictions, by the state that they must get
         self._answered_polls = 0
         self._slowest_s = self._slowest_livez_s = 0.0
         self._lock = threading.Lock()
         self._stopped = threading.Event()
+        self._before = self._read_counts()
 
     @property
     def pending(self) -> int:
@@ -150,10 +173,16 @@ class Ledger:
         with self._lock:
             self.row.sent += 1
             self.row.accepted += 1
+            self._recorded["success"] += 1
             self._pending.append((task_id, probability, Post(time.monotonic(), is_accepted=True)))
 
+    def expect_rows(self, count: int) -> None:
+        """Add the rows of an accepted batch that a fault has sent; all of them must be computed."""
+        with self._lock:
+            self.row.rows += count
+
     def balance(self) -> Row:
-        """Wait until every prediction has ended and the queues are empty; return the row."""
+        """Wait until every prediction has ended and the queues are empty, compare the counts, and return the row."""
         started = time.monotonic()
         deadline = started + ALL_ENDED_WITHIN_S
         while self._pending and time.monotonic() < deadline:
@@ -172,8 +201,37 @@ class Ledger:
         self.row.ended_s = round(time.monotonic() - started, 1)
         self.row.left = left
         self.row.refused, self.row.other = dict(self.refused), dict(self.other)
+        self._compare_counts()
         self.row.slowest_ms, self.row.livez_ms = round(self._slowest_s * 1000), round(self._slowest_livez_s * 1000)
         return self.row
+
+    def _read_counts(self) -> ServiceCounts:
+        """Scrape the API until it reads the result store, and nothing waits or a limit of time is reached."""
+        deadline = time.monotonic() + AT_REST_WITHIN_S
+
+        def read() -> list[ServiceCounts]:
+            answer = scrape(int(self.service.settings["METRICS_PORT"]))
+            if not answer.value("churn_result_store_up"):
+                return []
+            counts = scraped_counts(answer)
+            is_at_rest = not (counts.predictions.waiting or counts.rows.waiting)
+            return [counts] if is_at_rest or time.monotonic() > deadline else []
+
+        return until(read, 2 * AT_REST_WITHIN_S)[0]
+
+    def _compare_counts(self) -> None:
+        after = self._read_counts()
+        predictions = difference(after.predictions, self._before.predictions)
+        rows = difference(after.rows, self._before.rows)
+        self.row.may_be_more = self.refused[503] if CONFIRM_LOST in self.unclear else self._late
+        self.row.may_be_more += self.row.unanswered if API_KILLED in self.unclear else 0
+        found = imbalances(predictions, self._recorded, self.row.may_be_more)
+        found += [f"rows: {text}" for text in imbalances(rows, {"success": self.row.rows})]
+        self.row.imbalance = "; ".join(found)
+        self.details += found
+        self.row.counted, self.row.counted_rows = (
+            {"accepted": counts.accepted, **counts.ended, "waiting": counts.waiting} for counts in (predictions, rows)
+        )
 
     def _request(self, method: str, path: str, **options: Any) -> requests.Response | None:
         """Return the response; None if the API is down."""
@@ -216,15 +274,18 @@ class Ledger:
                 self.row.accepted += 1
                 post.is_accepted = True
                 expected = None if customer["Customer_Age"] == marked_model.KILLS else probability
+                self._recorded["failure" if expected is None else "success"] += 1
                 task_id: str = response.json()["task_id"]
                 self._pending.append((task_id, expected, post))
                 return post, task_id
             elif response.status_code == 200 and response.json()["probability"] == probability:
                 self.row.accepted += 1
+                self._recorded["success"] += 1
                 self._answered_polls += 1
                 post.is_accepted, post.ended_at = True, time.monotonic()
             elif response.status_code in REFUSALS and int(response.headers["retry-after"]) >= 1:
                 self.refused[response.status_code] += 1
+                self._late += response.status_code == 503 and time.monotonic() - post.sent_at >= ACCEPT_WITHIN_S
                 post.is_neutral = response.status_code == 429 and self.is_overloaded
             else:
                 self.other[f"POST: {response.status_code}"] += 1

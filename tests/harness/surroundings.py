@@ -111,15 +111,12 @@ def clocks_far_apart(ledger: Ledger) -> Iterator[None]:
 @contextmanager
 def api_clock_ahead(ledger: Ledger) -> Iterator[None]:
     """Let an API fetch predictions that an API with another clock has accepted, while they wait."""
-    with ledger.service.worker.paused():
-        ledger.wait_for_more(ledger.accepted, 20)
-        api = ledger.service.api.restarted_with(**clock_env("+2h"))
-        api.__enter__()
-        ledger.wait_for_more(ledger.accepted, 20)
-    try:
+    with contextlib.ExitStack() as stack:
+        with ledger.service.worker.paused():
+            ledger.wait_for_more(ledger.accepted, 20)
+            stack.enter_context(ledger.service.api.restarted_with(**clock_env("+2h")))
+            ledger.wait_for_more(ledger.accepted, 20)
         yield
-    finally:
-        api.__exit__(None, None, None)
 
 
 @contextmanager
@@ -165,6 +162,7 @@ def send_batches(ledger: Ledger, ended: threading.Event, urls: list[str]) -> Non
         response = ledger.service.post_batch(json.dumps([CUSTOMER] * 2), "application/json")
         if response.status_code == 202:
             urls.append(ledger.service.batch_url(response))
+            ledger.expect_rows(2)
         else:
             ledger.report(f"POST /churn/batches: {response.status_code}")
 
@@ -180,15 +178,16 @@ def memory_too_small(ledger: Ledger) -> Iterator[None]:
     if not model.exists():
         marked_model.save(model.parent, marked_model.KillsWhileLoading(), model.name)
     ledger.paused.set()
-    until(lambda: not ledger.pending and service.servers.is_empty(), within_s=60)
-    deaths = worker.text().count(DEATH)
-    with worker.restarted_with(MODEL_PATH=str(model), WARM_UP="false"):
-        ledger.expect(service.predict(CUSTOMER), PROBABILITY)
-        try:
+    try:
+        until(lambda: not ledger.pending and service.servers.is_empty(), within_s=60)
+        deaths = worker.text().count(DEATH)
+        with worker.restarted_with(MODEL_PATH=str(model), WARM_UP="false"):
+            ledger.expect(service.predict(CUSTOMER), PROBABILITY)
             until(lambda: not worker.is_running or worker.text().count(DEATH) >= deaths + ATTEMPTS, 60)
-        finally:
             ledger.paused.clear()
-        yield
+            yield
+    finally:
+        ledger.paused.clear()
 
 
 @contextmanager
@@ -228,6 +227,7 @@ def store_asked_at_once(ledger: Ledger) -> Iterator[None]:
         if status == 202:
             ledger.expect(json.loads(body)["task_id"], PROBABILITY)
     urls = [ledger.service.batch_accepted([CUSTOMER]) for _ in range(5)]
+    ledger.expect_rows(len(urls))
     paths = [urlsplit(url).path for url in urls]
     for url in urls:
         ledger.service.batch_ended(url)
