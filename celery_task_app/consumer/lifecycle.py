@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import billiard.pool
+from celery.platforms import set_pdeathsig
 
 from celery_task_app.consumer.heartbeat import WorkerHealth
 from celery_task_app.errors import LoadTooSlow, ModelError
@@ -97,7 +98,7 @@ def _run_in_child(function: Callable[[], None], within_s: float) -> None:
         LoadTooSlow: it took too long.
         ModelError: the process ended.
     """
-    with ProcessPoolExecutor(1, get_context("fork")) as child:
+    with ProcessPoolExecutor(1, get_context("fork"), _end_with_parent, (os.getpid(),)) as child:
         try:
             child.submit(function).result(within_s)
         except TimeoutError as error:
@@ -108,6 +109,13 @@ def _run_in_child(function: Callable[[], None], within_s: float) -> None:
             ) from error
         except BrokenProcessPool as error:
             raise ModelError("the process that made the trial prediction ended: too little memory?") from error
+
+
+def _end_with_parent(parent_pid: int) -> None:
+    """End this child process when its parent is killed; otherwise it would hold the port of the metrics for ever."""
+    set_pdeathsig("SIGKILL")
+    if os.getppid() != parent_pid:
+        os._exit(1)
 
 
 def _stop(health: WorkerHealth, error: ModelError) -> None:

@@ -7,12 +7,14 @@ import sys
 from types import SimpleNamespace
 
 import billiard.pool
+import psutil
 
 from celery_task_app.consumer.lifecycle import (
     limit_logs_of_celery,
     limit_stop_of_pool_processes,
     name_worker_by_process,
 )
+from tests.harness.processes import until
 
 
 def test_a_worker_without_a_name_gets_its_process_id() -> None:
@@ -36,3 +38,20 @@ def test_a_stop_has_a_deadline() -> None:
     program = "import time; from celery_task_app.consumer.lifecycle import exit_in_time; exit_in_time(3, 0.01)"
     run = subprocess.run([sys.executable, "-c", f"{program}; time.sleep(60)"], check=False, timeout=50)
     assert run.returncode == 3
+
+
+def test_the_trial_of_a_model_ends_with_a_killed_worker() -> None:
+    imports = "import functools, time, types; from celery_task_app.consumer.lifecycle import warm_up"
+    trial_of_600_s = "functools.partial(time.sleep, 600)"
+    program = f"{imports}; warm_up(types.SimpleNamespace(), lambda: None, {trial_of_600_s}, within_s=600)"
+    worker = subprocess.Popen([sys.executable, "-c", program])
+    try:
+        (trial,) = until(lambda: psutil.Process(worker.pid).children())
+    finally:
+        worker.kill()
+        worker.wait()
+    try:
+        until(lambda: not trial.is_running() or trial.status() == psutil.STATUS_ZOMBIE)
+    finally:
+        if trial.is_running():
+            trial.kill()
