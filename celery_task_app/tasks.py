@@ -247,9 +247,10 @@ def _bind_metrics() -> MetricsServer:
 
 
 @worker_ready.connect
-def _serve_metrics(**_: object) -> None:
+def _serve_metrics(sender: Any, **_: object) -> None:
     """Answer scrapes once the first pool processes are forked. A later fork copies no lock that they use."""
     if PredictTask.server:
+        PredictTask.metrics.add_processes(lambda: sender.pool.num_processes)
         PredictTask.server.start()
 
 

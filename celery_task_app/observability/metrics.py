@@ -112,7 +112,7 @@ class ServiceState:
     """The state of the whole service, as the result store has it.
 
     Attributes:
-        counts: of predictions and of rows.
+        counts: of predictions and of rows, with the memory of the store.
         worker_states: the state of each live worker.
         models: name and version of each loaded model.
     """
@@ -173,6 +173,16 @@ class _ServiceMetrics(Collector):
         for labels in sorted(set(state.models))[:_MODELS]:
             models.add_metric(labels, 1)
         yield models
+        if memory := state.counts.memory:
+            yield GaugeMetricFamily(
+                "churn_result_store_memory_bytes", "Memory that the result store uses.", memory.used_bytes
+            )
+            if memory.limit_bytes:
+                yield GaugeMetricFamily(
+                    "churn_result_store_memory_limit_bytes",
+                    "Memory beyond which the result store refuses writes; missing without a limit.",
+                    memory.limit_bytes,
+                )
 
 
 def _ended(name: str, text: str, ended: Mapping[str, int]) -> CounterMetricFamily:
@@ -400,6 +410,10 @@ class WorkerMetrics:
     def record_model_load(self, seconds: float) -> None:
         """Record the time of a load of the model."""
         self._model_load.set(seconds)
+
+    def add_processes(self, read: Callable[[], int]) -> None:
+        """Add the number of pool processes, which is read at each scrape."""
+        Gauge("churn_worker_processes", "Pool processes of this worker.", registry=self.registry).set_function(read)
 
     def _histograms(self, name: str, text: str, bounds: Sequence[float]) -> dict[str, Histogram]:
         family = Histogram(name, text, ["kind"], buckets=bounds, registry=self.registry)

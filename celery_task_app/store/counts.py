@@ -1,11 +1,14 @@
 """The service-wide counts in the result store: accepted, ended by state, and waiting, for predictions and for rows.
 
 The Lua scripts that change states increment them (scripts/counts.lua), so a count and its state change in one step.
+The memory of the result store is read with them.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
+
+import redis
 
 from celery_task_app.store.connection import AsyncStoreClient, load_counting_script, store_call
 
@@ -46,12 +49,26 @@ class Counts:
         return self.accepted - sum(self.ended.values())
 
 
+class StoreMemory(NamedTuple):
+    """The memory of the result store in bytes; the limit is 0 if there is none."""
+
+    used_bytes: int
+    limit_bytes: int
+
+
 @dataclass(frozen=True, slots=True)
 class ServiceCounts:
-    """The counts of all predictions and of the rows of all batches."""
+    """The counts of all predictions and of the rows of all batches, and the memory that they are in.
+
+    Attributes:
+        predictions: the counts of predictions.
+        rows: the counts of rows.
+        memory: of the result store; None if it refuses INFO to this client.
+    """
 
     predictions: Counts
     rows: Counts
+    memory: StoreMemory | None = field(default=None, compare=False)
 
 
 class AsyncCountReader:
@@ -70,7 +87,7 @@ class AsyncCountReader:
         self._read = client.register_script(load_counting_script("read_counts"))
 
     async def read(self) -> ServiceCounts:
-        """Return the counts.
+        """Return the counts, and the memory of the result store.
 
         Raises:
             ResultStoreUnavailable: within 2.5 seconds.
@@ -78,8 +95,12 @@ class AsyncCountReader:
         async with store_call(), self._client.pipeline(transaction=False) as pipeline:
             for keys in (PREDICTIONS, ROWS):
                 await cast("Any", self._read(keys, [self._lost_after_s], client=pipeline))
-            predictions, rows = await pipeline.execute()
-        return ServiceCounts(_counts(predictions), _counts(rows))
+            pipeline.info("memory")
+            predictions, rows, memory = await pipeline.execute(raise_on_error=False)
+            for reply in (predictions, rows):
+                if isinstance(reply, redis.RedisError):
+                    raise reply
+        return ServiceCounts(_counts(predictions), _counts(rows), _memory(memory))
 
     async def close(self) -> None:
         """Close the connections."""
@@ -89,3 +110,10 @@ class AsyncCountReader:
 def _counts(values: list[int]) -> Counts:
     accepted, *ended, oldest_ms = values
     return Counts(accepted, dict(zip(STATES, ended, strict=True)), oldest_ms / 1000)
+
+
+def _memory(reply: dict[str, int] | redis.RedisError) -> StoreMemory | None:
+    """Return the memory; a user of the store may have no right to INFO, and some hosted stores do not have it."""
+    if isinstance(reply, redis.RedisError):
+        return None
+    return StoreMemory(reply["used_memory"], reply["maxmemory"])

@@ -304,6 +304,36 @@ def test_a_store_that_is_away_is_an_error() -> None:
         read_counts(f"redis://127.0.0.1:{free_port()}/0")
 
 
+# The memory of the result store
+
+
+def test_the_memory_and_its_limit_are_those_of_the_store(servers: Servers, client: redis.Redis) -> None:
+    memory = read_counts(servers.backend_uri).memory
+    assert memory is not None
+    assert memory.used_bytes == pytest.approx(client.info("memory")["used_memory"], rel=0.5)
+    assert memory.limit_bytes == 0
+    client.config_set("maxmemory", "512mb")
+    try:
+        memory = read_counts(servers.backend_uri).memory
+    finally:
+        client.config_set("maxmemory", "0")
+    assert memory is not None
+    assert memory.limit_bytes == 512 * 2**20
+
+
+def test_a_store_that_refuses_info_has_counts_and_no_memory(
+    servers: Servers, client: redis.Redis, store: PredictionStore
+) -> None:
+    store.accept(marked(store, new_ids(3)))
+    client.acl_setuser("limited", enabled=True, nopass=True, keys=["*"], categories=["+@all"], commands=["-info"])
+    try:
+        found = read_counts(servers.backend_uri.replace("://", "://limited:any@"))
+    finally:
+        client.acl_deluser("limited")
+    assert found.predictions == counts(3)
+    assert found.memory is None
+
+
 # Rows of batches
 
 

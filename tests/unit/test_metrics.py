@@ -31,7 +31,7 @@ from celery_task_app.observability.metrics import (
     WorkerMetrics,
 )
 from celery_task_app.settings import Settings
-from celery_task_app.store.counts import STATES, Counts, ServiceCounts
+from celery_task_app.store.counts import STATES, Counts, ServiceCounts, StoreMemory
 from models import Customer
 from tests.harness.customers import CUSTOMER
 from tests.harness.metrics import Scrape, differences, documented
@@ -54,6 +54,7 @@ def api_metrics() -> ApiMetrics:
     counts = ServiceCounts(
         Counts(10, {"success": 5, "failure": 1, "expired": 1, "deleted": 1}, 2.5),
         Counts(0, dict.fromkeys(STATES, 0), 0),
+        StoreMemory(2_000_000, 512_000_000),
     )
     metrics.add_service_state(lambda: ServiceState(counts, ["loaded", "loaded", "stuck"], [("churn", "v1")]))
     return metrics
@@ -78,6 +79,22 @@ def test_the_service_wide_metrics_are_those_of_the_result_store() -> None:
     assert found.value("churn_workers", state="loaded") == 2
     assert found.value("churn_workers", state="stuck") == 1
     assert found.value("churn_model_info", name="churn", version="v1") == 1
+    assert found.value("churn_result_store_memory_bytes") == 2_000_000
+    assert found.value("churn_result_store_memory_limit_bytes") == 512_000_000
+
+
+@pytest.mark.parametrize(("memory", "expected"), [(StoreMemory(7, 0), {"bytes"}), (None, set())])
+def test_memory_without_a_limit_or_without_info_has_no_gauge_of_it(
+    memory: StoreMemory | None, expected: set[str]
+) -> None:
+    counts = Counts(0, dict.fromkeys(STATES, 0), 0)
+    metrics = create_api_metrics()
+    metrics.add_service_state(lambda: ServiceState(ServiceCounts(counts, counts, memory), [], []))
+    prefix = "churn_result_store_memory_"
+    found = scraped(metrics)
+    assert {name.removeprefix(prefix) for name in found.families if name.startswith(prefix)} == expected
+    assert found.value("churn_result_store_up") == 1
+    assert "churn_accepted_total" in found.text
 
 
 def test_without_the_result_store_they_are_missing_and_the_others_are_there() -> None:
@@ -353,7 +370,10 @@ def test_the_page_has_every_metric_with_its_type_labels_and_help() -> None:
     metrics.requests.record("/livez", "GET", 200, 0.1)
     metrics.record_fault("Gender", "missing")
     assert differences(scraped(metrics).families, documented("API")) == []
-    assert differences(scraped(WorkerMetrics()).families, documented("worker")) == []
+    worker = WorkerMetrics()
+    worker.add_processes(lambda: 4)
+    assert differences(scraped(worker).families, documented("worker")) == []
+    assert scraped(worker).value("churn_worker_processes") == 4
 
 
 def test_the_version_is_that_of_the_project() -> None:
