@@ -39,7 +39,7 @@ clean: ## remove the environments and caches; keep .data (accepted predictions, 
 
 env: ## write random passwords for docker-compose into .env
 	@test ! -e .env || { echo ".env exists and stays as it is. Remove it first, and the volumes with the old passwords."; exit 1; }
-	@umask 077; for name in RABBITMQ_PASSWORD REDIS_PASSWORD; do echo "$$name=$$(openssl rand -hex 24)"; done > .env
+	@umask 077; for name in RABBITMQ_PASSWORD REDIS_PASSWORD GRAFANA_PASSWORD FLOWER_PASSWORD; do echo "$$name=$$(openssl rand -hex 24)"; done > .env
 	@echo "API_KEYS=" >> .env
 	@echo "Wrote .env, which only you can read. docker-compose uses it from its next start."
 

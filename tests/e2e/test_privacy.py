@@ -20,6 +20,7 @@ from api.http.problems import ProblemType
 from celery_task_app.worker import PREDICT_TASK, PREDICTIONS
 from tests.harness import marked_model
 from tests.harness.assertions import assert_problem
+from tests.harness.monitoring import running_flower
 from tests.harness.processes import until
 from tests.harness.servers import Servers
 from tests.harness.service import Service
@@ -96,6 +97,47 @@ def test_the_values_are_in_no_log_event_or_state_after_retries(
         states = stored(servers.backend_uri)
         assert all(task_id in states for task_id in ids)
         assert_no_secret(states)
+    finally:
+        service.stop()
+
+
+TASKS_TABLE = "/tasks/datatable?draw=1&start=0&length=100&order[0][column]=0&order[0][dir]=asc&columns[0][data]=name"
+
+
+@pytest.mark.parametrize("servers", ["rabbitmq"], indirect=True)
+def test_flower_shows_messages_and_no_values(servers: Servers, secret: dict[str, Any], tmp_path: Path) -> None:
+    settings = {"MODEL_PATH": str(marked_model.save(tmp_path)), "REMOTE_CONTROL": "true"}
+    service = Service(servers, tmp_path, settings)
+    service.worker.command = [*service.worker.command, "-E"]
+    try:
+        service.start()
+        with running_flower(servers, tmp_path) as flower:
+            until(lambda: flower.get("/workers?json=1").json()["data"])
+            worker = flower.get("/workers?json=1").json()["data"][0]["hostname"]
+            ended = [service.predict(secret | {"Customer_Age": age}) for age in (45, marked_model.RAISES)]
+            assert [service.ended(task_id).status_code for task_id in ended] == [200, 500]
+            service.batch_ended(service.batch_accepted([secret]))
+            waiting = [service.predict(secret | {"Customer_Age": marked_model.SLEEPS}) for _ in range(2)]
+            until(lambda: waiting[0] in flower.get(TASKS_TABLE).text)
+            shown = {path: flower.get(path).text for path in ("/", "/tasks", "/broker", "/metrics", "/api/tasks")}
+            shown |= {
+                path: flower.get(path).text for path in (TASKS_TABLE, "/api/workers?refresh=1", "/api/task/types")
+            }
+            shown |= {path: flower.get(path).text for path in (f"/worker/{worker}", "/api/queues/length")}
+            for task_id in (*ended, waiting[0]):
+                shown |= {path: flower.get(path).text for path in (f"/task/{task_id}", f"/api/task/info/{task_id}")}
+                assert "predict_churn" in shown[f"/task/{task_id}"]
+            assert all(task_id in shown[TASKS_TABLE] for task_id in ended)
+            assert "score_chunk" in shown[TASKS_TABLE]
+            assert waiting[0] in shown[f"/worker/{worker}"]  # it is active, and the other one is reserved
+            for text in shown.values():
+                assert_no_secret(text)
+            assert flower.get("/api/tasks", auth=("guest", "guest")).status_code == 401
+            assert flower.post(f"/api/worker/shutdown/{worker}").status_code == 403
+            assert flower.post(f"/api/task/send-task/{PREDICT_TASK}", json={}).status_code == 403
+            for task_id in waiting:
+                service.delete(task_id)
+        assert_no_secret((tmp_path / "flower.log").read_text())
     finally:
         service.stop()
 

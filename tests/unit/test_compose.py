@@ -11,6 +11,7 @@ import yaml
 from tests.harness.processes import ROOT
 
 SERVICES: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+MONITORING = ("prometheus", "grafana", "flower")
 UNITS = {"m": 2**20, "mb": 2**20, "g": 2**30}
 
 
@@ -28,6 +29,50 @@ def test_each_container_has_limits(name: str) -> None:
 def test_temporary_files_fit_into_the_memory_of_the_container(name: str) -> None:
     sizes = [as_bytes(mount.partition("size=")[2]) for mount in SERVICES[name]["tmpfs"]]
     assert 2 * sum(sizes) <= as_bytes(SERVICES[name]["mem_limit"]) * 4 / 3
+
+
+def test_only_the_profile_starts_the_services_of_monitoring() -> None:
+    assert [name for name in SERVICES if "profiles" not in SERVICES[name]] == ["rabbitmq", "redis", "worker", "api"]
+    assert [name for name in SERVICES if SERVICES[name].get("profiles") == ["monitoring"]] == list(MONITORING)
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_each_container_is_confined_and_its_ports_are_on_the_loopback_address(name: str) -> None:
+    service = SERVICES[name]
+    assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+
+
+def test_prometheus_is_in_one_network_because_it_would_find_the_containers_of_two_networks_twice() -> None:
+    assert SERVICES["prometheus"]["networks"] == ["inside"]
+    assert all("inside" in SERVICES[name]["networks"] for name in SERVICES)
+
+
+@pytest.mark.parametrize("name", MONITORING)
+def test_the_images_of_monitoring_are_pinned(name: str) -> None:
+    assert re.fullmatch(r"[\w/]+:v?\d+\.\d+\.\d+", SERVICES[name]["image"])
+
+
+@pytest.mark.parametrize("name", MONITORING)
+def test_every_mounted_file_of_monitoring_exists_and_is_read_only(name: str) -> None:
+    mounts = [volume.split(":") for volume in SERVICES[name]["volumes"] if volume.startswith("./")]
+    assert mounts
+    for source, _, mode in mounts:
+        assert (ROOT / source).is_file()
+        assert mode == "ro"
+
+
+def test_flower_only_reads_and_asks_for_a_password() -> None:
+    environment = SERVICES["flower"]["environment"]
+    assert (environment["FLOWER_READ_ONLY"], environment["FLOWER_ENABLE_EVENTS"]) == ("true", "false")
+    assert environment["FLOWER_BASIC_AUTH"] == "guest:${FLOWER_PASSWORD:-guest}"
+
+
+def test_the_overlay_for_events_adds_one_option_to_the_command_of_the_worker() -> None:
+    overlay = yaml.safe_load((ROOT / "deploy/monitoring/task-events.yml").read_text())["services"]
+    (command,) = re.findall(r"^CMD (\[\"celery\".*\])$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert overlay == {"worker": {"command": [*yaml.safe_load(command), "-E"]}}
 
 
 def test_the_store_is_full_before_its_container_is() -> None:
@@ -58,7 +103,9 @@ def test_make_env_writes_random_passwords_once(tmp_path: Path) -> None:
     text, mode = (tmp_path / ".env").read_text(), (tmp_path / ".env").stat().st_mode
     assert mode & 0o077 == 0
     passwords = re.findall(r"_PASSWORD=([0-9a-f]{48})$", text, re.MULTILINE)
-    assert len(set(passwords)) == 2
+    assert len(set(passwords)) == 4
+    variables = re.findall(r"^(\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
+    assert re.findall(r"^(\w+)=", text, re.MULTILINE) == variables
     again = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True)
     assert again.returncode != 0
     assert (tmp_path / ".env").read_text() == text
