@@ -4,6 +4,10 @@ FROM python:3.13-slim AS base
 ENV PYTHONUNBUFFERED=1
 WORKDIR /app
 RUN useradd --system --no-create-home --uid 10001 churn
+# The packages of docs/tracing.md: docker-compose build --build-arg EXTRA=tracing
+ARG EXTRA=
+COPY requirements/tracing.txt requirements/
+RUN [ -z "$EXTRA" ] || pip install --no-cache-dir --no-deps --require-hashes -r "requirements/$EXTRA.txt"
 
 FROM base AS api
 COPY requirements/api.txt requirements/

@@ -115,5 +115,6 @@ lock: ## pin the versions that [tool.uv] in pyproject.toml selects, and their de
 	$(EXPORT) --no-default-groups --group worker -o requirements/worker.txt
 	$(EXPORT) -o requirements.txt
 	$(EXPORT) --no-default-groups --group worker --group train --group notebook -o requirements/notebook.txt
-	$(EXPORT) --all-groups -o requirements/test.txt
+	$(EXPORT) --no-default-groups --extra tracing -o requirements/tracing.txt
+	$(EXPORT) --all-groups --all-extras -o requirements/test.txt
 EXPORT := $(VENV)-lock/bin/uv export --quiet --frozen --no-header --no-annotate

@@ -90,7 +90,7 @@ def test_the_overlay_for_a_model_mounts_its_folder_read_only_into_the_worker() -
 
 
 def test_every_package_of_the_images_has_hashes() -> None:
-    assert (ROOT / "Dockerfile").read_text().count("--require-hashes") == 2
+    assert (ROOT / "Dockerfile").read_text().count("--require-hashes") == 3
     for path in [ROOT / "requirements.txt", *(ROOT / "requirements").glob("*.txt")]:
         packages = re.findall(r"^\w[^=]*==.*(?:\n    --hash.*)*", path.read_text(), re.MULTILINE)
         assert packages

@@ -11,12 +11,14 @@ from tests.harness.processes import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 GROUPS = PROJECT["dependency-groups"]
+EXTRAS = PROJECT["project"]["optional-dependencies"]
 FILES = {
     "requirements.txt": PROJECT["tool"]["uv"]["default-groups"],
     "requirements/api.txt": ["api"],
     "requirements/worker.txt": ["worker"],
     "requirements/notebook.txt": ["worker", "train", "notebook"],
-    "requirements/test.txt": list(GROUPS),
+    "requirements/tracing.txt": ["tracing"],
+    "requirements/test.txt": [*GROUPS, *EXTRAS],
 }
 
 
@@ -36,7 +38,10 @@ def test_the_requirements_files_are_those_of_the_groups() -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_each_requirement_of_pyproject_has_a_pin_that_it_allows(name: str) -> None:
     pinned = pins(name)
-    wanted = [*PROJECT["project"]["dependencies"], *(text for group in FILES[name] for text in GROUPS[group])]
+    wanted = [
+        *PROJECT["project"]["dependencies"],
+        *(text for group in FILES[name] for text in (GROUPS | EXTRAS)[group]),
+    ]
     for requirement in map(Requirement, wanted):
         versions = pinned.get(requirement.name, set())
         assert versions, f"run `make lock`: {name} has no {requirement.name}"
@@ -47,6 +52,12 @@ def test_each_requirement_of_pyproject_has_a_pin_that_it_allows(name: str) -> No
 def test_every_file_pins_the_versions_of_the_test_requirements(name: str) -> None:
     everything = pins("requirements/test.txt")
     assert {package: everything.get(package) for package in pins(name)} == pins(name)
+
+
+def test_only_the_extra_and_the_tests_have_the_sdk_of_opentelemetry() -> None:
+    sdk = {"opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http"}
+    assert {name for name in FILES if sdk & pins(name).keys()} == {"requirements/tracing.txt", "requirements/test.txt"}
+    assert all("opentelemetry-api" in pins(name) for name in FILES)
 
 
 def test_the_api_image_has_no_ml_library_and_the_worker_image_no_web_framework() -> None:
