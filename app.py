@@ -7,6 +7,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
 from fastapi import FastAPI
+from fastapi.telemetry import TelemetryConfig
+from starlette.routing import Route
 
 import api.batches
 import api.operations
@@ -26,6 +28,7 @@ from api.http.request_metrics import RequestMetrics, create_api_metrics
 from api.http.request_middleware import RequestMiddleware
 from api.http.shutdown import release_on_stop
 from api.http.swagger import add_docs
+from api.http.traced_requests import RedactSpansMiddleware, is_probe
 from api.page import add_page
 from api.queue_watch import QueueWatch
 from api.readiness import ReadinessCheck
@@ -37,6 +40,7 @@ from celery_task_app.messaging.publisher import Publisher, publisher_connection
 from celery_task_app.observability.exporter import MetricsServer
 from celery_task_app.observability.logs import configure_logging
 from celery_task_app.observability.metrics import ApiMetrics
+from celery_task_app.observability.tracing import Tracing
 from celery_task_app.settings import Settings, settings
 from celery_task_app.store.batches import AsyncBatchStore, BatchStore
 from celery_task_app.store.connection import connect, connect_async
@@ -47,7 +51,9 @@ from models import Customer
 
 
 @asynccontextmanager
-async def _lifespan(settings: Settings, metrics: ApiMetrics, app: FastAPI) -> AsyncIterator[None]:
+async def _lifespan(
+    settings: Settings, metrics: ApiMetrics, tracing: Tracing | None, app: FastAPI
+) -> AsyncIterator[None]:
     """Create the services; close them after the last response."""
     limit_connections(
         head_timeout_s=settings.head_timeout_s,
@@ -58,7 +64,10 @@ async def _lifespan(settings: Settings, metrics: ApiMetrics, app: FastAPI) -> As
         if settings.metrics_port:  # first: if another process has the port, this one does not start
             server = MetricsServer(metrics.registry, settings.metrics_host, settings.metrics_port)
             stack.callback(server.close)
-        app.state.services = services = _create_services(settings, metrics, stack)
+        if tracing:
+            tracing.start()
+            stack.push_async_callback(asyncio.to_thread, tracing.stop)  # after the services, which end spans
+        app.state.services = services = _create_services(settings, metrics, tracing, stack)
         if settings.metrics_port:
             add_state_metrics(metrics, services, asyncio.get_running_loop())
             server.start()
@@ -69,7 +78,9 @@ async def _lifespan(settings: Settings, metrics: ApiMetrics, app: FastAPI) -> As
         yield
 
 
-def _create_services(settings: Settings, metrics: ApiMetrics, stack: AsyncExitStack) -> Services:
+def _create_services(
+    settings: Settings, metrics: ApiMetrics, tracing: Tracing | None, stack: AsyncExitStack
+) -> Services:
     """Create the services, and register their ends with the stack, which closes the last first."""
     new_client = partial(connect_async, settings.backend_uri)
     batches = AsyncBatchStore(new_client())
@@ -89,6 +100,7 @@ def _create_services(settings: Settings, metrics: ApiMetrics, stack: AsyncExitSt
         max_message_size=settings.group_max,
         max_pending=settings.waiting_room,
         on_published=metrics.record_published,
+        tracing=tracing,
     )
     completions = CompletionListener(
         new_client, predictions, max_waiters=settings.max_waiters, on_completion=group_commit.on_completion
@@ -117,6 +129,7 @@ def _create_services(settings: Settings, metrics: ApiMetrics, stack: AsyncExitSt
         max_bytes=settings.batch_max_bytes,
         max_rows=settings.batch_max_rows,
         chunk_rows=settings.batch_chunk_rows,
+        tracing=tracing,
     )
     stack.push_async_callback(batch_intake.close)
     stack.push_async_callback(group_commit.close)
@@ -138,18 +151,27 @@ def _create_services(settings: Settings, metrics: ApiMetrics, stack: AsyncExitSt
 def create_app(settings: Settings) -> FastAPI:
     """Return the app with these settings; its lifespan creates the services."""
     metrics = create_api_metrics()
+    tracing = Tracing("churn-api", settings.broker_uri) if settings.is_tracing_on else None
     app = FastAPI(
         title="Churn predictions",
         description="Accepts the features of a customer, answers with a task id at once, computes a probability, and "
         f"keeps it until it is fetched. A customer: {(Customer.__doc__ or '').strip()}",
         # `include_router` would cost each request 9 µs; `python -m benchmarks.routes` prints it.
         routes=[*api.predictions.router.routes, *api.batches.router.routes, *api.operations.router.routes],
-        lifespan=partial(_lifespan, settings, metrics),
+        lifespan=partial(_lifespan, settings, metrics, tracing),
         redirect_slashes=False,
         docs_url=None,  # api/http/swagger.py serves /docs
         redoc_url=None,
         # FastAPI's records of refused bodies would repeat customers; checking its configuration costs 3 µs a request.
-        telemetry={"tracing": False, "metrics": False, "logs": False},
+        telemetry=TelemetryConfig(
+            tracing=tracing is not None,
+            tracer_provider=tracing.provider if tracing else None,
+            exclude=is_probe,
+            operation_spans=False,
+            metrics=False,
+            logs=False,
+            auto_configure=False,
+        ),
     )
     app.state.metrics = metrics
     add_exception_handlers(app)
@@ -160,6 +182,10 @@ def create_app(settings: Settings) -> FastAPI:
     add_head_routes(app)
     if digests := parse_digests(settings.api_keys):
         app.add_middleware(APIKeyMiddleware, digests=digests)
+    if tracing:
+        app.add_middleware(
+            RedactSpansMiddleware, routes=[route.path for route in app.routes if isinstance(route, Route)]
+        )
     recorders = [RequestMetrics(metrics).record] if settings.metrics_port else []
     app.add_middleware(RequestMiddleware, recorders=[*recorders, log_request])  # the last one is the outermost
     return app

@@ -25,6 +25,7 @@ from api.batch_formats import DESCRIBED_ROWS, JSON, MAX_JSON_BYTES, InvalidRow, 
 from celery_task_app.errors import BatchTooLarge, BatchTooSlow, NoSpace, Overloaded, RowsRefused, Unavailable
 from celery_task_app.messaging.messages import ChunkMessage, encode_chunk
 from celery_task_app.messaging.publisher import Publisher
+from celery_task_app.observability.tracing import Tracing, trace_request
 from celery_task_app.store.batches import BatchStore
 
 logger = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ class BatchIntake:
         max_rows: int,
         chunk_rows: int,
         stop_grace_s: float = _STOP_GRACE_S,
+        tracing: Tracing | None = None,
     ) -> None:
         """Accept batches of rows with a schema.
 
@@ -82,6 +84,7 @@ class BatchIntake:
             max_rows: most rows of a batch, invalid rows included.
             chunk_rows: rows of a chunk.
             stop_grace_s: seconds after `release` in which a batch may still be accepted.
+            tracing: traces the chunks, if it is on.
         """
         self._parser = RowParser(schema)
         self._store = store
@@ -95,6 +98,7 @@ class BatchIntake:
         self._validated = 0
         self._json = asyncio.Lock()  # a JSON array is held in memory as a whole, so one is validated at a time
         self._stop_grace_s = stop_grace_s
+        self._tracing = tracing
         self._refuse_from = math.inf  # on the clock of `time.monotonic`
 
     async def accept(
@@ -138,7 +142,8 @@ class BatchIntake:
                 lengths: list[int] = []
                 steps = self._validate(spool, media_type, receipt, chunks, lengths, all_or_none=all_or_none)
                 await self._run(steps, is_disconnected)
-                await self._run(self._publish(receipt, chunks, lengths))
+                traceparent = trace_request(batch_id) if self._tracing else ""
+                await self._run(self._publish(receipt, chunks, lengths, traceparent))
         return receipt
 
     def release(self) -> None:
@@ -254,15 +259,20 @@ class BatchIntake:
         with _no_space():
             chunks.seek(0)  # writes the rest of Python's buffer
 
-    def _publish(self, receipt: BatchReceipt, chunks: IO[bytes], lengths: list[int]) -> Iterator[None]:
+    def _publish(
+        self, receipt: BatchReceipt, chunks: IO[bytes], lengths: list[int], traceparent: str
+    ) -> Iterator[None]:
         """Publish the chunks; a step is a chunk."""
         self._backlog.check()
         # If this fails there is nothing to delete: the store would fail again, and no client knows the id.
         self._store.create(receipt.batch_id, receipt.total, len(lengths))
         try:
             for number, length in enumerate(lengths):
-                self._publisher.publish(ChunkMessage(receipt.batch_id, number, chunks.read(length).decode()))
-                self._backlog.record_published(min(receipt.total, self._chunk_rows))
+                message = ChunkMessage(receipt.batch_id, number, chunks.read(length).decode(), traceparent)
+                rows = min(receipt.total, self._chunk_rows)
+                with self._tracing.publishing(message, rows) if self._tracing else contextlib.nullcontext():
+                    self._publisher.publish(message)
+                self._backlog.record_published(rows)
                 yield
             self._store.accept(receipt.batch_id)
         except BaseException:

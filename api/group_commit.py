@@ -12,13 +12,14 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from api.backpressure import Backlog
 from celery_task_app.errors import BrokerUnavailable, Overloaded, ResultStoreUnavailable, Unavailable
 from celery_task_app.messaging.messages import PredictionMessage, PredictionRequest
 from celery_task_app.messaging.publisher import Publisher
+from celery_task_app.observability.tracing import Tracing, trace_request
 from celery_task_app.store.predictions import PredictionStore
 
 logger = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ class GroupCommitter:
         max_delay_s: float = 0.005,
         accept_within_s: float = 2.5,
         on_published: Callable[[int, float], None] = lambda _customers, _seconds: None,
+        tracing: Tracing | None = None,
     ) -> None:
         """Start the publishing thread.
 
@@ -84,6 +86,7 @@ class GroupCommitter:
             accept_within_s: longest wait of a request to be accepted, even if the thread is blocked.
             on_published: is called with the number of customers in a published message, and the seconds until the
                 broker had confirmed it.
+            tracing: traces the messages, if it is on.
         """
         self._store = store
         self._publisher = publisher
@@ -94,6 +97,7 @@ class GroupCommitter:
         self._max_delay_s = max_delay_s
         self._accept_within_s = accept_within_s
         self._on_published = on_published
+        self._tracing = tracing
         self._pending: queue.SimpleQueue[PendingPrediction | None] = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
         self._published_group = 0  # it is not counted as accepted yet
@@ -119,6 +123,8 @@ class GroupCommitter:
         self._backlog.refuse_if_full()
         if self._pending.qsize() >= self._max_pending:
             raise Overloaded("too many predictions wait to be published")
+        if self._tracing:
+            request = replace(request, traceparent=trace_request(task_id))
         expires_at = time.monotonic() + min(deadline_s or self._deadline_s, self._deadline_s)
         pending = PendingPrediction(task_id, request, expires_at, self._loop.create_future())
         self._pending.put(pending)
@@ -208,11 +214,11 @@ class GroupCommitter:
         self._published_group = 0
         self._last_id = group[0].task_id.encode()
         self._last_is_predicted.clear()
+        message = PredictionMessage({pending.task_id: pending.request for pending in group})
         marked_at = time.perf_counter()
         try:
-            message_id = self._publisher.publish(
-                PredictionMessage({pending.task_id: pending.request for pending in group})
-            )
+            with self._tracing.publishing(message, len(group)) if self._tracing else contextlib.nullcontext():
+                message_id = self._publisher.publish(message)
         except Exception:
             self._last_is_predicted.set()
             with contextlib.suppress(ResultStoreUnavailable):

@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -31,6 +32,10 @@ _OF_CELERY = {
     "CELERY_BROKER_WRITE_URL": "BROKER_URI",
     "CELERY_RESULT_BACKEND": "BACKEND_URI",
 }
+# Each of these variables of OpenTelemetry asks for traces.
+_OF_TRACES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_TRACES_EXPORTER")
+_PROTOCOLS = ("OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL")
+_TRACING_PACKAGES = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
 
 
 class Settings(BaseSettings):
@@ -135,6 +140,28 @@ class Settings(BaseSettings):
                 raise ValueError(f"{name} is set, and Celery would use it instead of {ours}: unset it")
         return self
 
+    @property
+    def is_tracing_on(self) -> bool:
+        """Whether variables of OpenTelemetry ask for traces; its SDK reads the rest of them."""
+        if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+            return False
+        exporter = os.environ.get("OTEL_TRACES_EXPORTER", "").strip()
+        return exporter != "none" and any(map(os.environ.get, _OF_TRACES))
+
+    @model_validator(mode="after")
+    def _refuse_traces_that_cannot_be_exported(self) -> "Settings":
+        if not self.is_tracing_on:
+            return self
+        for name, needed in (("OTEL_TRACES_EXPORTER", "otlp"), *((name, "http/protobuf") for name in _PROTOCOLS)):
+            if os.environ.get(name, "").strip() not in ("", needed):
+                raise ValueError(f"{name} must be {needed}, or unset: this service exports traces in no other way")
+        if missing := [name for name in _TRACING_PACKAGES if not _is_installed(name)]:
+            raise ValueError(
+                f"{next(filter(os.environ.get, _OF_TRACES))} asks for traces, and {missing[0]} is not installed: "
+                "pip install --no-deps --require-hashes -r requirements/tracing.txt"
+            )
+        return self
+
     @field_validator("broker_uri")
     @classmethod
     def _check_broker_uri(cls, text: str) -> str:
@@ -163,6 +190,14 @@ class Settings(BaseSettings):
             if digest.strip().lower() == _EMPTY_DIGEST:
                 raise ValueError("it has the digest of an empty key: was the key file empty?")
         return text
+
+
+def _is_installed(module: str) -> bool:
+    """Return whether a module can be imported, without importing it."""
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of a package around it
+        return False
 
 
 def _check_uri(text: str, schemes: Sequence[str]) -> str:

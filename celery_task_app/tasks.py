@@ -18,6 +18,7 @@ from celery.signals import (
     celeryd_init,
     setup_logging,
     worker_process_init,
+    worker_process_shutdown,
     worker_ready,
     worker_shutting_down,
 )
@@ -35,6 +36,7 @@ from celery_task_app.ml.schema import CustomerSchema, Feature, parse_features, s
 from celery_task_app.observability.exporter import MetricsServer
 from celery_task_app.observability.logs import configure_logging, log_event, stack_of
 from celery_task_app.observability.metrics import WorkerMetrics
+from celery_task_app.observability.tracing import Tracing
 from celery_task_app.settings import settings
 from celery_task_app.store.batches import BatchStore
 from celery_task_app.store.connection import connect
@@ -58,6 +60,8 @@ class PredictTask(celery.Task):
     health: ClassVar[WorkerHealth]
     metrics: ClassVar[WorkerMetrics] = WorkerMetrics()
     server: ClassVar[MetricsServer | None] = None
+    tracing: ClassVar[Tracing | None] = None
+    """The traces of this pool process, if they are on."""
     load_s: ClassVar[float] = 0.0
     """Seconds in which this process loaded the model; 0 in a process that has inherited it."""
 
@@ -132,13 +136,16 @@ class PredictTask(celery.Task):
     def process(self, kwargs: dict[str, Any]) -> str:
         """Process the message of this task, given its keyword arguments; return its summary."""
         message = self.message_type.parse(kwargs)
-        summary = self.delivery.process(
-            message,
-            self.model,
-            retries=self.request.retries,
-            is_redelivered=self.request.delivery_info["redelivered"],
-            is_dead_letter=self.request.delivery_info["routing_key"] == DEAD.name,
-        )
+        with self.tracing.processing(message, self.request.id) if self.tracing else contextlib.nullcontext() as span:
+            summary = self.delivery.process(
+                message,
+                self.model,
+                retries=self.request.retries,
+                is_redelivered=self.request.delivery_info["redelivered"],
+                is_dead_letter=self.request.delivery_info["routing_key"] == DEAD.name,
+            )
+            if span:
+                span.set_attributes(summary.to_attributes())
         summary.load_s = self.load_s
         log_event(
             logger,
@@ -267,6 +274,20 @@ def _start_pool_process(**_: object) -> None:
     except Exception as error:  # noqa: BLE001 - unpickling runs code of the model, which may raise any error
         PredictTask.health.fail(lifecycle.to_model_error(error))
     PredictTask.health.start_progress_thread()
+
+
+@worker_process_init.connect
+def _start_tracing(**_: object) -> None:
+    """Create the traces after the fork, which the SDK's thread and locks would not survive."""
+    if settings.is_tracing_on:
+        PredictTask.tracing = Tracing("churn-worker", settings.broker_uri)
+        PredictTask.tracing.start()
+
+
+@worker_process_shutdown.connect
+def _stop_tracing(**_: object) -> None:
+    if PredictTask.tracing:
+        PredictTask.tracing.stop()
 
 
 @worker_shutting_down.connect

@@ -25,6 +25,7 @@ from celery_task_app.errors import (
 from celery_task_app.messaging.messages import Features, Id, Message, Model, Stores
 from celery_task_app.messaging.publisher import Publisher
 from celery_task_app.observability.logs import log_event, stack_of
+from celery_task_app.observability.tracing import record_exception
 from celery_task_app.store.predictions import WorkerTimes
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,17 @@ class MessageSummary:
             f"dead_letter={int(self.is_dead_letter)} waited_s={waited_s} predict_s={self.predict_s:.4f} "
             f"store_s={self.store_s:.4f} load_s={self.load_s:.3f}"
         )
+
+    def to_attributes(self) -> dict[str, str | int | float]:
+        """Return the numbers as attributes of a span."""
+        attributes: dict[str, str | int | float] = {
+            "churn.outcome": self.outcome,
+            "churn.predicted": self.customers,
+            "churn.retries": self.retries,
+            "churn.predict_s": self.predict_s,
+            "churn.store_s": self.store_s,
+        }
+        return attributes if self.waited_s is None else {**attributes, "churn.queue_wait_s": self.waited_s}
 
     @classmethod
     def from_text(cls, text: str) -> "MessageSummary":
@@ -258,6 +270,7 @@ def predict_each(predict: Callable[[Sequence[Id]], Sequence[T]], ids: Sequence[I
         cause = error.__cause__ or error  # of the model: its text may have values of the customer
         stack = stack_of(cause)
         logger.warning("prediction failed id=%s type=%s stack=%s error=%s", ids[0], type(cause).__name__, stack, error)
+        record_exception(cause)
         return {ids[0]: error}
 
 

@@ -130,6 +130,10 @@ class Message(Protocol[Id]):
     def explained_ids(self) -> Sequence[Id]:
         """The ids whose clients asked for reasons."""
 
+    @property
+    def traceparents(self) -> Mapping[str, str]:
+        """By task id or batch id, the `traceparent` of its request, if that request is traced."""
+
     def explain(self, model: Model, probabilities: Mapping[Id, float]) -> Sequence[ExplainedProbability]:
         """Return the probabilities of some ids with their reasons.
 
@@ -164,10 +168,12 @@ class PredictionRequest:
     Attributes:
         features: the customer.
         explain: whether the client asked for reasons.
+        traceparent: of the span of the request; empty if it is not traced.
     """
 
     features: Features
     explain: bool = False
+    traceparent: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,24 +188,36 @@ class PredictionMessage:
 
     @classmethod
     def parse(cls, kwargs: Mapping[str, Any]) -> Self:
-        """Return the message of `{"customers": {task_id: features}, "explain": [task_id, ...]}`; see Message."""
-        customers, explain = kwargs.get("customers"), kwargs.get("explain", [])
-        if not kwargs.keys() <= {"customers", "explain"} or not isinstance(customers, dict) or not customers:
+        """Return the message of `{"customers": {task_id: features}, "explain": [task_id, ...], "traces": {}}`.
+
+        `traces` has the `traceparent` of each traced request by its task id. See Message.
+        """
+        customers, explain, traces = kwargs.get("customers"), kwargs.get("explain", []), kwargs.get("traces", {})
+        if not kwargs.keys() <= {"customers", "explain", "traces"} or not isinstance(customers, dict) or not customers:
             raise MalformedMessage("it has no customers, or other arguments")
         if not all(isinstance(features, dict) for features in customers.values()):
             raise MalformedMessage("a customer is not an object")
         if not isinstance(explain, list):
             raise MalformedMessage("`explain` is not a list")
-        return cls({task_id: _parse_request(features, task_id in explain) for task_id, features in customers.items()})
+        if not isinstance(traces, dict) or not all(isinstance(text, str) for text in traces.values()):
+            raise MalformedMessage("`traces` is not an object of texts")
+        return cls(
+            {
+                task_id: _parse_request(features, task_id in explain, traces.get(task_id, ""))
+                for task_id, features in customers.items()
+            }
+        )
 
     def kwargs(self) -> dict[str, Any]:
         """Return the keyword arguments for the Celery task; see Message."""
-        customers = {task_id: request.features for task_id, request in self.requests.items()}
-        return (
-            {"customers": customers, "explain": explain}
-            if (explain := self.explained_ids)
-            else {"customers": customers}
-        )
+        kwargs: dict[str, Any] = {
+            "customers": {task_id: request.features for task_id, request in self.requests.items()}
+        }
+        if explain := self.explained_ids:
+            kwargs["explain"] = explain
+        if traces := self.traceparents:
+            kwargs["traces"] = traces
+        return kwargs
 
     @property
     def task_id(self) -> str | None:
@@ -243,6 +261,11 @@ class PredictionMessage:
         """The task ids whose clients asked for reasons."""
         return [task_id for task_id, request in self.requests.items() if request.explain]
 
+    @property
+    def traceparents(self) -> Mapping[str, str]:
+        """By task id, the `traceparent` of each traced request."""
+        return {task_id: request.traceparent for task_id, request in self.requests.items() if request.traceparent}
+
     def explain(self, model: Model, probabilities: Mapping[str, float]) -> Sequence[ExplainedProbability]:
         """Return the probabilities with their reasons; see Message."""
         reasons = model.reasons([self.requests[task_id].features for task_id in probabilities])
@@ -268,18 +291,27 @@ class ChunkMessage:
         chunk: the number of the chunk.
         content: JSON text, `{"rows": [n row numbers], "customers": {feature: [n values]}}`. It stays text in the API,
             which spools it to a file before it publishes it.
+        traceparent: of the span of the request; empty if it is not traced.
     """
 
     batch_id: str
     chunk: int
     content: str
+    traceparent: str = ""
 
     kind: ClassVar[str] = "rows"
     task_name: ClassVar[str] = SCORE_TASK
     queue: ClassVar[Queue] = BATCHES
 
     @classmethod
-    def from_columns(cls, batch_id: str, chunk: int, rows: list[int], columns: Mapping[str, Sequence[object]]) -> Self:
+    def from_columns(
+        cls,
+        batch_id: str,
+        chunk: int,
+        rows: list[int],
+        columns: Mapping[str, Sequence[object]],
+        traceparent: str = "",
+    ) -> Self:
         """Return the message of n rows.
 
         Args:
@@ -287,16 +319,19 @@ class ChunkMessage:
             chunk: the number of the chunk.
             rows: n row numbers of the batch.
             columns: by feature, the n values of these rows.
+            traceparent: of the span of the request, if it is traced.
         """
-        return cls(batch_id, chunk, encode_chunk(rows, columns).decode())
+        return cls(batch_id, chunk, encode_chunk(rows, columns).decode(), traceparent)
 
     @classmethod
     def parse(cls, kwargs: Mapping[str, Any]) -> Self:
-        """Return the message of `{"batch_id", "chunk", "content"}`; see Message."""
-        if kwargs.keys() != {"batch_id", "chunk", "content"}:
+        """Return the message of `{"batch_id", "chunk", "content"}`, perhaps with `"traceparent"`; see Message."""
+        if kwargs.keys() - {"traceparent"} != {"batch_id", "chunk", "content"}:
             raise MalformedMessage("it needs batch_id, chunk and content")
         if not isinstance(kwargs["batch_id"], str) or not isinstance(kwargs["chunk"], int):
             raise MalformedMessage("batch_id is not a string, or chunk is not a number")
+        if not isinstance(kwargs.get("traceparent", ""), str):
+            raise MalformedMessage("traceparent is not a string")
         message = cls(**kwargs)
         try:
             rows, columns = message.rows, list(message.columns.values())
@@ -310,7 +345,8 @@ class ChunkMessage:
 
     def kwargs(self) -> dict[str, Any]:
         """Return the keyword arguments for the Celery task; see Message."""
-        return {"batch_id": self.batch_id, "chunk": self.chunk, "content": self.content}
+        traced = {"traceparent": self.traceparent} if self.traceparent else {}
+        return {"batch_id": self.batch_id, "chunk": self.chunk, "content": self.content, **traced}
 
     @property
     def rows(self) -> list[int]:
@@ -341,7 +377,7 @@ class ChunkMessage:
     def split(self, ids: Sequence[int]) -> Iterator[Self]:
         """Yield a message of its own for each row."""
         for row in ids:
-            yield self.from_columns(self.batch_id, self.chunk, [row], self._columns_of([row]))
+            yield self.from_columns(self.batch_id, self.chunk, [row], self._columns_of([row]), self.traceparent)
 
     def look_up(self, stores: Stores) -> LookUp[int]:
         """Return the pending rows; a row has no deadline. See Message."""
@@ -356,6 +392,11 @@ class ChunkMessage:
     def explained_ids(self) -> Sequence[int]:
         """Rows of a batch have no reasons."""
         return ()
+
+    @property
+    def traceparents(self) -> Mapping[str, str]:
+        """By the batch id, the `traceparent` of its request, if that is traced."""
+        return {self.batch_id: self.traceparent} if self.traceparent else {}
 
     def explain(self, model: Model, probabilities: Mapping[int, float]) -> Sequence[ExplainedProbability]:  # noqa: ARG002
         """Return nothing: rows of a batch have no reasons."""
@@ -389,10 +430,10 @@ class ChunkMessage:
         return {name: [values[place] for place in places] for name, values in self.columns.items()}
 
 
-def _parse_request(features: Features, explain: bool) -> PredictionRequest:
-    if _EXPLAIN_FLAG not in features:
-        return PredictionRequest(features, explain)
-    return PredictionRequest({name: value for name, value in features.items() if name != _EXPLAIN_FLAG}, explain=True)
+def _parse_request(features: Features, explain: bool, traceparent: str) -> PredictionRequest:
+    if _EXPLAIN_FLAG in features:
+        features, explain = {name: value for name, value in features.items() if name != _EXPLAIN_FLAG}, True
+    return PredictionRequest(features, explain, traceparent)
 
 
 def encode_chunk(rows: list[int], columns: Mapping[str, Sequence[object]]) -> bytes:

@@ -7,6 +7,7 @@ from uuid import uuid4
 import pytest
 
 from tests.harness import marked_model
+from tests.harness.collector import Collector, running_collector
 from tests.harness.publishing import Customers, mark_queued
 from tests.harness.servers import Servers
 from tests.harness.service import Service, running_service
@@ -27,6 +28,13 @@ def queued(servers: Servers, customer: dict[str, Any]) -> Customers:
     customers = {str(uuid4()): {**customer, "Total_Trans_Ct": 100 + number} for number in range(20)}
     mark_queued(servers, customers)
     return customers
+
+
+@pytest.fixture(scope="module")
+def collector() -> Iterator[Collector]:
+    """A collector of traces."""
+    with running_collector() as running:
+        yield running
 
 
 BATCH_MAX_ROWS = 5_000

@@ -14,7 +14,8 @@ from celery_task_app.worker import BATCHES, PREDICT_TASK, PREDICTIONS, SCORE_TAS
 VALUES = st.text() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
 NAMES = st.text().filter(lambda name: name != "?explain")
 FEATURES: st.SearchStrategy[Features] = st.dictionaries(NAMES, VALUES, max_size=5)
-REQUESTS = st.builds(PredictionRequest, FEATURES, st.booleans())
+TRACEPARENTS = st.sampled_from(["", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"])
+REQUESTS = st.builds(PredictionRequest, FEATURES, st.booleans(), TRACEPARENTS)
 PREDICTIONS_BY_ID = st.dictionaries(st.uuids().map(str), REQUESTS, min_size=1, max_size=10)
 
 
@@ -23,7 +24,8 @@ def chunks(draw: st.DrawFn) -> ChunkMessage:
     rows = draw(st.lists(st.integers(0, 10**6), min_size=1, max_size=10, unique=True))
     values = st.lists(VALUES, min_size=len(rows), max_size=len(rows))
     columns = draw(st.dictionaries(st.text(), values, min_size=1, max_size=4))
-    return ChunkMessage.from_columns(str(draw(st.uuids())), draw(st.integers(0, 1000)), rows, columns)
+    batch_id, chunk, traceparent = str(draw(st.uuids())), draw(st.integers(0, 1000)), draw(TRACEPARENTS)
+    return ChunkMessage.from_columns(batch_id, chunk, rows, columns, traceparent)
 
 
 def over_the_wire(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -46,6 +48,10 @@ def test_the_wire_form_of_predictions() -> None:
         "customers": {"x": {"a": 1}, "y": {"a": 2}},
         "explain": ["y"],
     }
+    traced = PredictionRequest({"a": 3}, traceparent="00-1-2-01")
+    message = PredictionMessage({"x": plain, "z": traced})
+    assert message.kwargs() == {"customers": {"x": {"a": 1}, "z": {"a": 3}}, "traces": {"z": "00-1-2-01"}}
+    assert message.traceparents == {"z": "00-1-2-01"}
 
 
 def test_the_wire_form_of_a_chunk() -> None:
@@ -55,6 +61,9 @@ def test_the_wire_form_of_a_chunk() -> None:
         "chunk": 3,
         "content": '{"rows":[5,7],"customers":{"a":[1,2],"b":["F","M"]}}',
     }
+    traced = ChunkMessage("b", 3, message.content, "00-1-2-01")
+    assert traced.kwargs() == {**message.kwargs(), "traceparent": "00-1-2-01"}
+    assert (traced.traceparents, message.traceparents) == ({"b": "00-1-2-01"}, {})
 
 
 @given(PREDICTIONS_BY_ID)
@@ -80,7 +89,8 @@ def test_an_explain_flag_among_the_features_is_parsed_as_a_request_for_reasons(
         task_id: {**request.features, "?explain": True} if request.explain else request.features
         for task_id, request in requests.items()
     }
-    assert PredictionMessage.parse({"customers": customers}) == PredictionMessage(requests)
+    message = PredictionMessage(requests)
+    assert PredictionMessage.parse({"customers": customers, "traces": message.traceparents}) == message
 
 
 @given(PREDICTIONS_BY_ID, st.data())
@@ -100,6 +110,7 @@ def test_a_chunk_is_split_into_one_message_for_each_row(message: ChunkMessage, d
         place = message.rows.index(row)
         assert (single.batch_id, single.chunk, single.rows) == (message.batch_id, message.chunk, [row])
         assert single.columns == {name: [values[place]] for name, values in message.columns.items()}
+        assert single.traceparents == message.traceparents
         assert ChunkMessage.parse(over_the_wire(single.kwargs())) == single
 
 
@@ -130,6 +141,8 @@ def test_a_log_line_about_a_message_has_ids_and_no_feature() -> None:
         {"customers": {"x": {}, "y": None}},
         {"customers": {"x": {}}, "explain": "x"},
         {"customers": {"x": {}}, "explain": None},
+        {"customers": {"x": {}}, "traces": "x"},
+        {"customers": {"x": {}}, "traces": {"x": 5}},
         {"customers": {"x": {}}, "more": 1},
         {"explain": []},
         {"batch_id": "b", "chunk": 0, "content": "{}"},
@@ -152,6 +165,7 @@ CONTENT = '{"rows":[0],"customers":{"a":[1]}}'
         {"content": 5},
         {"batch_id": "b", "chunk": 0},
         {"batch_id": "b", "chunk": 0, "content": CONTENT, "more": 1},
+        {"batch_id": "b", "chunk": 0, "content": CONTENT, "traceparent": 5},
         {"batch_id": 5, "chunk": 0, "content": CONTENT},
         {"batch_id": "b", "chunk": "0", "content": CONTENT},
         {"batch_id": "b", "chunk": None, "content": CONTENT},

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import sys
 
 import pytest
 from pydantic import ValidationError
@@ -96,6 +97,62 @@ def test_both_spellings_of_tls_are_understood_and_certificates_are_verified_by_d
         monkeypatch.setenv(name, f"rediss://store/0{query}")
     settings = load_settings()
     assert settings.backend_uri == settings.broker_uri == f"rediss://store/0?ssl_cert_reqs={expected}"
+
+
+ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
+
+
+@pytest.mark.parametrize(
+    ("env", "is_on"),
+    [
+        ({}, False),
+        ({"OTEL_SERVICE_NAME": "churn", "OTEL_TRACES_SAMPLER": "always_on"}, False),
+        ({ENDPOINT: ""}, False),
+        ({ENDPOINT: "http://collector:4318"}, True),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://collector:4318/v1/traces"}, True),
+        ({"OTEL_TRACES_EXPORTER": "otlp"}, True),
+        ({ENDPOINT: "http://collector:4318", "OTEL_TRACES_EXPORTER": "none"}, False),
+        ({ENDPOINT: "http://collector:4318", "OTEL_SDK_DISABLED": "true"}, False),
+        ({ENDPOINT: "http://collector:4318", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}, True),
+    ],
+    ids=str,
+)
+def test_traces_are_on_if_variables_of_opentelemetry_ask_for_them(
+    monkeypatch: pytest.MonkeyPatch, env: dict[str, str], is_on: bool
+) -> None:
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert Settings().is_tracing_on is is_on
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "needed"),
+    [
+        ("OTEL_TRACES_EXPORTER", "console", "otlp"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc", "http/protobuf"),
+        ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "grpc", "http/protobuf"),
+    ],
+)
+def test_traces_that_the_service_cannot_export_are_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, needed: str
+) -> None:
+    monkeypatch.setenv(ENDPOINT, "http://collector:4318")
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit, match=f"^Cannot start: {name} must be {needed}, or unset"):
+        load_settings()
+
+
+def test_traces_without_the_extra_are_refused_with_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(ENDPOINT, "http://collector:4318")
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http", None)
+    with pytest.raises(SystemExit) as refused:
+        load_settings()
+    assert str(refused.value) == (
+        f"Cannot start: {ENDPOINT} asks for traces, and opentelemetry.exporter.otlp.proto.http is not installed: "
+        "pip install --no-deps --require-hashes -r requirements/tracing.txt."
+    )
 
 
 def test_every_setting_is_documented() -> None:
