@@ -30,7 +30,7 @@ def test_spans_that_wait_to_be_exported_are_exported_when_the_service_stops(
 def test_a_collector_that_hangs_changes_no_answer_and_delays_a_stop_by_its_limit(
     servers: Servers, customer: Customer, tmp_path: Path
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel accepts, and nobody answers
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel accepts, and no process answers
         env = {
             "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}",
             "OTEL_BSP_SCHEDULE_DELAY": "10",
