@@ -43,3 +43,13 @@ def test_each_period_of_scrapes_has_a_ratio_and_the_times_of_both_processes() ->
 def test_each_stage_has_a_row() -> None:
     output = run("stages", "--clients", "4", "--seconds", "1")
     assert len([line for line in output.splitlines() if line.startswith("| ")]) == 15
+
+
+def test_the_cost_of_traces_has_a_row_for_each_case() -> None:
+    output = run("tracing", "--clients", "4", "--rounds", "1", "--seconds", "0.5")
+    assert [line.split(" | ")[1] for line in output.splitlines() if line.startswith("| 4 |")] == [
+        "off",
+        "1 %",
+        "all",
+        "all, hanging collector",
+    ]
