@@ -104,7 +104,7 @@ async function run(step) {
     const isCancelled = own.signal.aborted;
     say("file-fault", isCancelled ? "Cancelled. Nothing more is computed." : error.message);
     if (isCancelled) erase();
-    else if (results.length) return stage("done"); // the file of an old batch was not the right one
+    else if (results.length) return summarise(); // the file of an old batch was not the right one
     const { rows, refused = 0 } = error instanceof Problem ? error.body : {};
     batch = rows ? { id: "", name: "", rows: 0, refused, listed: withLines(rows) } : null;
     setAddress();
@@ -126,15 +126,15 @@ function open(file) {
       forget();
       stage("check");
     }
-    if (showColumns(table).length) return;
+    if (showColumns(table).length) return isOfBatch && summarise();
     const ready = await prepare(table, signal);
     const rows = ready.lines.length;
     if (!rows) throw new Error("The file has a header and no row.");
-    if (isOfBatch && batch?.rows && batch.rows !== rows) {
-      throw new Error(`This is another file: the batch had ${counted(batch.rows, "row")}.`);
+    if (isOfBatch && batch.rows && (batch.rows !== rows || batch.name !== file.name)) {
+      throw new Error(`This is another file: choose ${batch.name} with ${counted(batch.rows, "row")}.`);
     }
     prepared = ready;
-    if (isOfBatch) return showResults();
+    if (isOfBatch) return summarise();
     $("score").disabled = false;
     $("score").focus();
   });
@@ -214,16 +214,16 @@ async function follow(signal) {
   const { body } = await send(`churn/batches/${id}/results`, { headers: { Accept: "application/x-ndjson" }, signal, onPause: progress });
   const stream = body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
-  for (let part; !(part = await stream.read()).done; await letDraw()) {
+  for (let part; !(part = await stream.read()).done; ) {
     const lines = (rest + part.value).split("\n");
     rest = lines.pop() ?? "";
     for (const line of lines) {
       const { row, probability, error } = JSON.parse(line);
       results[row] = error ?? probability;
+      await letDraw();
     }
   }
   await summarise();
-  showResults();
 }
 
 async function summarise() {
@@ -234,9 +234,11 @@ async function summarise() {
   counts = Array(BINS).fill(0);
   for (const p of sorted) counts[Math.min(Math.floor(p * BINS), BINS - 1)]++;
   const failed = results.filter((one) => typeof one === "string").length;
+  put("name", batch.name);
   put("size", [`${counted(found.length, "row")} scored`, batch.refused && `${number(batch.refused)} refused`, failed && `${number(failed)} failed`].filter(Boolean).join(", "));
   setThreshold(threshold ?? 0.5);
   say("stage", `Done: ${$("size").textContent}`);
+  await showResults();
 }
 
 function setThreshold(threshold) {
@@ -258,29 +260,31 @@ function setThreshold(threshold) {
 }
 
 // Write the download, and show the rows with the highest probabilities.
-function showResults() {
+async function showResults() {
   const { table, lines = [], hasCommas, texts = Array.from(results, (_, row) => String(row)) } = prepared ?? {};
   const { delimiter = ",", header = ["row"], start = "" } = table ?? {};
   const names = header.filter(isKept);
   const faults = new Map(batch?.listed.map(({ row, errors }) => [row, errors.map(({ pointer, message }) => `${pointer.split("/")[2]}: ${message}`).join("; ")]));
-  const scored = texts.map((text, row) => {
+  const scored = [csvLine([...names.map(asText), ...ADDED], delimiter)];
+  for (const [row, text] of texts.entries()) {
     const result = results[row] ?? faults.get(row) ?? "Refused";
     const added = typeof result === "number" ? [String(result).replace(".", hasCommas ? "," : "."), ""] : ["", asText(result)];
-    return `${text}${delimiter}${csvLine(added, delimiter)}`;
-  });
+    scored.push(`${text}${delimiter}${csvLine(added, delimiter)}`);
+    await letDraw();
+  }
   const least = sorted[Math.min(TOP, sorted.length) - 1];
   const top = [...results.keys()].filter((row) => Number(results[row]) >= least).sort((a, b) => Number(results[b]) - Number(results[a])).slice(0, TOP);
   tabulate("top", ["Probability", table ? "Line" : "Row", ...(table ? names : [])], top.map((row) =>
     [percent(Number(results[row])), number(lines[row] ?? row + 1), ...(table ? splitLine(texts[row], delimiter) : [])]));
   const link = $("download");
   URL.revokeObjectURL(link.href);
-  link.href = URL.createObjectURL(new Blob([start, [csvLine([...names.map(asText), ...ADDED], delimiter), ...scored, ""].join("\r\n")], { type: "text/csv" }));
+  link.href = URL.createObjectURL(new Blob([start, scored.join("\r\n"), "\r\n"], { type: "text/csv" }));
   link.download = `${batch?.name.replace(/\.\w+$/, "")}-scored.csv`;
   show("join", !table);
   stage("done");
 }
 
-// A file that was scored before gets new results in place of the old ones.
+// New results replace those of an earlier download.
 const isKept = (name) => ![...ADDED, "churn"].includes(name.trim());
 
 // Without a value the end is unknown.

@@ -153,7 +153,7 @@ function explain({ message, body: { errors = [] } }, isAsked) {
   if (isAsked) $("fields").querySelector("[aria-invalid]")?.focus();
 }
 
-// Show each fault at its field; return the messages of those that belong to none.
+// Show each fault at its field; return the messages of the others.
 function markFaults(faults) {
   const messages = new Map(faults.map(({ pointer, message }) => [pointer.split("/")[1], message]));
   for (const { name } of features) {

@@ -54,7 +54,7 @@ export async function send(path, { onPause, isQuiet, ...options } = {}, transpor
 /** Send a request, and parse the JSON of its response. @param {Parameters<typeof send>} request */
 export const read = async (...request) => (await send(...request)).json();
 
-/** Wait, or reject as soon as the signal aborts. @param {number} seconds @param {AbortSignal | null} [signal] */
+/** Wait, or reject on abort. @param {number} seconds @param {AbortSignal | null} [signal] */
 export function sleep(seconds, signal) {
   return new Promise((resolve, reject) => {
     setTimeout(resolve, 1000 * seconds);
@@ -65,14 +65,14 @@ export function sleep(seconds, signal) {
 
 let drawnAt = 0;
 
-/** Let the page draw and answer, if the last time is long ago. */
+/** Let the page draw, if it has not for 30 ms. */
 export async function letDraw() {
   if (performance.now() - drawnAt < 30) return;
   await sleep(0);
   drawnAt = performance.now();
 }
 
-// Ask for the key once, for all requests that wait for it.
+// Ask for the key once for all requests.
 function askKey(problem) {
   asking ??= /** @type {Promise<void>} */ (new Promise((resolve, reject) => {
     if (key) say("key-text", "The service does not know this key.");

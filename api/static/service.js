@@ -27,7 +27,7 @@ function refreshCard() {
   if (location.hash === "#service") readCard().then(showCard, ({ message }) => $("card").replaceChildren(el("h2", {}, "The model"), el("p", {}, message)));
 }
 
-// Ask for the state of each part, and again two seconds later; not while the tab is hidden.
+// Ask for the state every two seconds while the tab is visible.
 async function poll() {
   if (!document.hidden) {
     try {

@@ -317,8 +317,12 @@ def test_a_running_batch_is_found_after_a_reload(
         page.reload()
         until(lambda: "Scored 0 of 90" in text(page, "#run-text"))
     page.locator("#join").wait_for()
-    assert text(page, "#name") == "customers.csv"
-    page.locator("#file").set_input_files(path)
+    page.locator("#file").set_input_files(path.rename(tmp_path / "other.csv"))
+    until(lambda: text(page, "#file-fault") == "This is another file: choose customers.csv with 90 rows.")
+    assert (text(page, "#name"), text(page, "#size")) == ("customers.csv", "90 rows scored")
+    page.locator("#file").set_input_files((tmp_path / "other.csv").rename(path))
+    page.locator("#join").wait_for(state="hidden")
+    assert (text(page, "#name"), text(page, "#size")) == ("customers.csv", "90 rows scored")
     found = scored(page, tmp_path)
     results = service.batch_rows(batch_url(page, service))
     assert [float(row["churn_probability"]) for row in found] == [row["probability"] for row in results]
