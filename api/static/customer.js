@@ -119,11 +119,13 @@ async function request(customer, hasReasons, signal) {
 function wait(text) {
   show("waiting", true);
   put("waiting-text", text);
+  put("brief", "…");
 }
 
 // Show a text in place of the answer; beside it only a screen reader has the text.
 function tell(text, hasAnswer = false) {
   put("said", text);
+  put("brief", "");
   $("said").className = hasAnswer ? "sr" : "quiet";
   show("answer", hasAnswer);
 }
