@@ -247,7 +247,7 @@ class ModelCard(BaseModel):
     """Scores on the rows that were held out."""
     spread: Spread | None = None
     threshold: float | None = None
-    """From this probability on a customer counts as churning, in scores that need a decision (such as f1)."""
+    """From this probability on a prediction counts as class 1, in scores that need a decision (such as f1)."""
     explains: bool | None = None
     """Whether the model gives reasons."""
     calibration: dict[str, str | float] | None = None

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.harness.browser import CHROMIUM
 from tests.harness.clocks import LIBFAKETIME
 from tests.harness.customers import CUSTOMER
 from tests.harness.processes import ROOT
@@ -27,6 +28,12 @@ def need_libfaketime() -> None:
     """Skip a test that sets clocks, without libfaketime; fail it in CI."""
     if LIBFAKETIME is None:
         skip("not installed: libfaketime (Debian package of this name)")
+
+
+def need_chromium() -> None:
+    """Skip a test of a page without a browser; fail it in CI."""
+    if CHROMIUM is None:
+        skip("not installed: chromium (Debian package of this name)")
 
 
 def skip(reason: str) -> None:

@@ -195,8 +195,8 @@ class ProblemType(Enum):
     UNAVAILABLE = (
         "unavailable",
         HTTPStatus.SERVICE_UNAVAILABLE,
-        "Broker or result store unavailable",
-        "the broker or the result store did not answer, within 3 seconds",
+        "Unavailable",
+        "the broker or the result store did not answer, within 3 seconds, or the API stops",
         errors.Unavailable,
     )
     NOT_READY = (

@@ -9,10 +9,15 @@ from fastapi.staticfiles import StaticFiles
 
 from api.http.responses import page_headers
 
+# The title has the name of the model, which only the workers know.
 # `validatorUrl: null` keeps Swagger UI from sending the document to validator.swagger.io.
 _SCRIPT = """
+const read = async (path) => (await fetch(path)).json();
+const [spec, { workers = {} }] = await Promise.all([read('openapi.json'), read('readyz').catch(() => ({}))]);
+const name = Object.values(workers).find((worker) => worker.name)?.name;
+if (name) spec.info.title = document.title = `${name[0].toUpperCase()}${name.slice(1)} predictions`;
 SwaggerUIBundle({
-    url: 'openapi.json',
+    spec,
     dom_id: '#swagger-ui',
     layout: 'BaseLayout',
     deepLinking: true,
@@ -20,7 +25,7 @@ SwaggerUIBundle({
     showCommonExtensions: true,
     validatorUrl: null,
     presets: [SwaggerUIBundle.presets.apis, SwaggerUIBundle.SwaggerUIStandalonePreset],
-})
+});
 """
 
 # All addresses are relative, so that a gateway may add a prefix to the paths.
@@ -37,14 +42,14 @@ _PAGE = """<!DOCTYPE html>
 <body>
 <div id="swagger-ui"></div>
 <script src="docs/assets/swagger-ui-bundle.js"></script>
-<script>{script}</script>
+<script type="module">{script}</script>
 </body>
 </html>
 """
 
 _DIGEST = b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
 _HEADERS = page_headers(f"script-src 'self' 'sha256-{_DIGEST}'; style-src 'self' 'unsafe-inline'; img-src 'self' data:")
-_WITHOUT_KEYS = "<style>.auth-wrapper, .authorization__btn { display: none }</style>"  # the padlocks
+_WITHOUT_KEYS = "<style>.swagger-ui :is(.scheme-container, .authorization__btn) { display: none }</style>"  # padlocks
 
 
 def add_docs(app: FastAPI, *, is_key_required: bool) -> None:

@@ -1,13 +1,13 @@
-// Many customers: a file is read, sent and scored, and its results are shown and written beside its columns.
+// A file is read, sent and scored; its results are shown and written beside its columns.
 
 import { drawHistogram } from "./charts.js";
-import { asText, csvLine, hasComma, readRows, readTable, sentCell, similar } from "./csv.js";
+import { asText, COMMA, csvLine, readRows, readTable, splitLine } from "./csv.js";
 import { $, counted, define, number, percent, put, say, show, tabulate } from "./dom.js";
-import { letDraw, Problem, send, sleep, uploader } from "./http.js";
+import { letDraw, Problem, read, send, sleep, uploader } from "./http.js";
 import { readCard } from "./service.js";
 
 /** @typedef {{id: string, name: string, rows: number, refused: number, listed: any[]}} Batch `rows` are those sent */
-/** @typedef {{table: import("./csv.js").Table, lines: number[], body: Blob, hasCommas: boolean}} Prepared */
+/** @typedef {{table: import("./csv.js").Table, lines: number[], texts: string[], body: Blob, hasCommas: boolean}} Prepared */
 
 const BINS = 20;
 const TOP = 20;
@@ -22,8 +22,7 @@ let prepared = null;
 let batch = null;
 /** @type {(number | string)[]} by row: its probability, or its error; nothing for a refused row */
 let results = [];
-let sorted = new Float64Array();
-let sums = new Float64Array(); // of the highest k probabilities
+let sorted = new Float64Array(); // the probabilities, the highest first
 let counts = [0];
 let noun = "";
 
@@ -41,13 +40,12 @@ export function startBatch(schema) {
     open(file);
   });
   $("file").onchange = () => { open($("file").files[0]); $("file").value = ""; };
-  $("sample").onclick = async () => open(new File([await makeSample()], "sample.csv"));
+  $("sample").onclick = () => open(new File([makeSample()], "sample.csv"));
   $("score").onclick = () => run(sendBatch);
   $("stop").onclick = () => work.abort();
-  for (const id of ["again", "another"]) $(id).onclick = restart;
+  $("another").onclick = restart;
   $("erase").onclick = () => { erase(); restart(); };
   $("threshold").oninput = () => setThreshold(Number($("threshold").value));
-  $("threshold-number").onchange = () => setThreshold(Math.min(Math.max($("threshold-number").value / 100, 0), 1));
   addEventListener("hashchange", find);
   stage("drop");
   find();
@@ -71,18 +69,24 @@ function setAddress() {
 
 function stage(name) {
   for (const one of ["drop", "check", "run", "done"]) show(one, one === name);
+  show("work", name !== "drop");
+  show("another", name !== "run");
   const { refused = 0, listed = [] } = batch ?? {};
   show("refused", refused);
-  put("refused-text", `${counted(refused, "refused row")}${refused > listed.length ? `; the first ${listed.length} of them` : ""}`);
+  put("refused-text", `${counted(refused, "refused row")}${refused > listed.length ? `; ${listed.length} shown` : ""}`);
   tabulate("refused-rows", ["Line", "Column", "Fault"], listed.flatMap(({ row, line, errors }) =>
     errors.map(({ pointer, message }) => [number(line ?? row + 1), pointer.split("/")[2] ?? "", message])));
 }
 
-function restart() {
-  work.abort();
+function forget() {
   batch = prepared = null;
   results = [];
   setAddress();
+}
+
+function restart() {
+  work.abort();
+  forget();
   say("file-fault", "");
   stage("drop");
   $("file").focus();
@@ -100,9 +104,9 @@ async function run(step) {
     const isCancelled = own.signal.aborted;
     say("file-fault", isCancelled ? "Cancelled. Nothing more is computed." : error.message);
     if (isCancelled) erase();
-    else if (results.length) return stage("done"); // the file of an old batch was not the right one
-    const { rows, refused } = error instanceof Problem ? error.body : {};
-    batch = rows ? { id: "", name: "", rows: 0, refused: refused ?? 0, listed: withLines(rows) } : null;
+    else if (results.length) return summarise(); // the file of an old batch was not the right one
+    const { rows, refused = 0 } = error instanceof Problem ? error.body : {};
+    batch = rows ? { id: "", name: "", rows: 0, refused, listed: withLines(rows) } : null;
     setAddress();
     stage(prepared ? "check" : "drop");
   }
@@ -119,20 +123,18 @@ function open(file) {
   return run(async (signal) => {
     const table = await readTable(file, features.map(({ name }) => name));
     if (!isOfBatch) {
-      batch = prepared = null;
-      results = [];
-      setAddress();
+      forget();
       stage("check");
     }
-    if (showColumns(table).length) return;
+    if (showColumns(table).length) return isOfBatch && summarise();
     const ready = await prepare(table, signal);
     const rows = ready.lines.length;
     if (!rows) throw new Error("The file has a header and no row.");
-    if (isOfBatch && batch?.rows && batch.rows !== rows) {
-      throw new Error(`This file has ${counted(rows, "row")}, and the batch had ${counted(batch.rows, "row")}. Choose the same file.`);
+    if (isOfBatch && batch.rows && (batch.rows !== rows || batch.name !== file.name)) {
+      throw new Error(`This is another file: choose ${batch.name} with ${counted(batch.rows, "row")}.`);
     }
     prepared = ready;
-    if (isOfBatch) return join(signal);
+    if (isOfBatch) return summarise();
     $("score").disabled = false;
     $("score").focus();
   });
@@ -143,67 +145,53 @@ function showColumns({ file, header, places, delimiter, encoding }) {
   const missing = features.filter((one) => one.isRequired && !places.has(one.name)).map((one) => one.name);
   const others = header.filter((_, place) => ![...places.values()].includes(place));
   put("name", file.name);
-  put("size", `${megabytes(file.size)}, ${encoding.toUpperCase()}, ${{ ",": "commas", ";": "semicolons", "\t": "tabs" }[delimiter] ?? delimiter}`);
+  put("size", `${megabytes(file.size)}, ${encoding.toUpperCase()}, delimiter ${JSON.stringify(delimiter)}`);
   put("score", "Score");
   $("score").disabled = true;
-  define("found", [["Rows", "–"], ["Columns recognised", `${places.size} of ${features.length}`], ["Columns missing", number(missing.length)], ["Columns that stay here", number(others.length)]]);
-  tabulate("columns", ["Column", "State", ""], [
-    ...missing.map((name) => [name, "missing", similar(name, others) ? `Is it “${similar(name, others)}”? Rename it.` : ""]),
-    ...features.filter(({ name }) => places.has(name)).map(({ name, description }) => [name, "recognised", description]),
-    ...others.map((name) => [name, "stays here", "Not sent; the scored file has it again."])]);
-  $("columns").closest("details").open = missing.length > 0;
-  if (missing.length) say("file-fault", `The header, which is the first line, lacks ${missing.join(", ")}.`);
+  define($("found"), [["Rows", "–"], ["Columns recognised", `${places.size} of ${features.length}`],
+    ["Columns missing", number(missing.length)], ["Other columns", number(others.length)]]);
+  put("others", others.length ? `Not sent: ${others.join(", ")}` : "");
+  if (missing.length) say("file-fault", `The header lacks ${missing.join(", ")}.`);
   return missing;
-}
-
-// Collects text as parts of a Blob, because one string of a large file is slow.
-class Parts {
-  parts = [""];
-
-  add(text) {
-    const last = this.parts.length - 1;
-    if (this.parts[last].length > 1e6) this.parts.push(text);
-    else this.parts[last] += text;
-  }
-
-  blob() { return new Blob(this.parts, { type: "text/csv" }); }
 }
 
 async function prepare(table, signal) {
   const places = [...table.places.values()];
-  const isSemicolon = table.delimiter === ";";
-  const body = new Parts();
-  const lines = [];
+  const { delimiter, header } = table;
+  const isSemicolon = delimiter === ";";
+  const body = [csvLine(["#", ...table.places.keys()], ",")]; // because of the number no row is blank
+  const [lines, texts] = [[], []];
   let hasCommas = false;
-  body.add(csvLine(["#", ...table.places.keys()], ",")); // because of the number no row is blank
   for await (const rows of readRows(table, signal)) {
     for (const { line, cells } of rows) {
       lines.push(line);
-      hasCommas ||= isSemicolon && places.some((place) => hasComma(cells[place].trim()));
-      body.add(csvLine([String(lines.length), ...places.map((place) => sentCell(cells[place], isSemicolon))], ","));
+      texts.push(csvLine(cells.filter((_, place) => isKept(header[place])).map(asText), delimiter));
+      const values = places.map((place) => cells[place].trim());
+      hasCommas ||= isSemicolon && values.some((value) => COMMA.test(value));
+      body.push(csvLine([String(lines.length), ...values.map((value) => (isSemicolon && COMMA.test(value) ? value.replace(",", ".") : value))], ","));
     }
     $("found").querySelector("dd").textContent = number(lines.length);
   }
   put("score", `Score ${counted(lines.length, "row")}`);
-  return { table, lines, body: body.blob(), hasCommas };
+  return { table, lines, texts, body: new Blob([body.join("\r\n")]), hasCommas };
 }
 
 async function sendBatch(signal) {
   const { table: { file: { name } }, body, lines } = prepared;
   batch = null;
   stage("run");
-  put("run-name", name);
+  put("name", name);
   const onProgress = (sent, total) =>
     sent < total ? progress(`Sending ${megabytes(sent)} of ${megabytes(total)}`, sent, total) : progress("The API checks every row");
   onProgress(0, body.size);
-  const options = { method: "POST", headers: { "Content-Type": "text/csv" }, body, signal, onPause };
-  const { batch_id, refused, rows } = await (await send("churn/batches", options, uploader(onProgress))).json();
+  const options = { method: "POST", headers: { "Content-Type": "text/csv" }, body, signal, onPause: progress };
+  const { batch_id, refused, rows } = await read("churn/batches", options, uploader(onProgress));
   batch = { id: batch_id, name, rows: lines.length, refused, listed: withLines(rows) };
   setAddress();
   await follow(signal);
 }
 
-// Refused rows with their lines in the file; they were sent with others.
+// Refused rows with their lines in the file.
 const withLines = (rows) => rows.map((one) => ({ ...one, line: prepared?.lines[one.row] ?? one.line }));
 
 // Follow a batch to its end, and show its results.
@@ -211,146 +199,112 @@ async function follow(signal) {
   const { id, name } = batch;
   results = [];
   stage("run");
-  put("run-name", name);
+  put("name", name);
   say("stage", "Scoring");
   const started = performance.now();
   for (let first = -1; ; await sleep(first ? 1 : 0.3, signal)) {
-    const response = await send(`churn/batches/${id}`, { signal, onPause });
-    const { total, done, failed } = await response.json();
+    const { status, total, done, failed } = await read(`churn/batches/${id}`, { signal, onPause: progress });
     progress(`Scored ${number(done)} of ${counted(total, "row")}${failed ? `, ${number(failed)} failed` : ""}`, done, total);
-    if (response.status === 200) break;
+    if (status === "Success") break;
     if (first < 0) first = done;
     const rate = (1000 * (done - first)) / (performance.now() - started);
-    if (rate > 0) put("run-rate", `${number(Math.round(rate))} rows per second, ${duration((total - done) / rate)} left`);
+    if (rate > 0) put("size", `${number(Math.round(rate))} rows per second, ${Math.ceil((total - done) / rate)} s left`);
   }
   progress("Fetching the results");
-  const { body } = await send(`churn/batches/${id}/results`, { headers: { Accept: "application/x-ndjson" }, signal, onPause });
+  const { body } = await send(`churn/batches/${id}/results`, { headers: { Accept: "application/x-ndjson" }, signal, onPause: progress });
   const stream = body.pipeThrough(new TextDecoderStream()).getReader();
-  for (let rest = "", isLast = false; !isLast; ) {
-    const { done, value = "" } = await stream.read();
-    const lines = (rest + value).split("\n");
+  let rest = "";
+  for (let part; !(part = await stream.read()).done; ) {
+    const lines = (rest + part.value).split("\n");
     rest = lines.pop() ?? "";
-    for (const [at, line] of lines.entries()) {
+    for (const line of lines) {
       const { row, probability, error } = JSON.parse(line);
       results[row] = error ?? probability;
-      if (at % 1000 === 0) await letDraw();
+      await letDraw();
     }
-    isLast = done;
   }
   await summarise();
-  await join(signal);
 }
 
-// Sort and count the probabilities once, so that a moved threshold costs nothing.
 async function summarise() {
+  const { threshold, name } = await readCard().catch(() => ({}));
+  noun = name ? ` of ${name}` : "";
   const found = results.filter((one) => typeof one === "number");
   sorted = Float64Array.from(found).sort().reverse();
-  sums = new Float64Array(sorted.length + 1);
   counts = Array(BINS).fill(0);
-  sorted.forEach((p, place) => {
-    sums[place + 1] = sums[place] + p;
-    counts[Math.min(Math.floor(p * BINS), BINS - 1)]++;
-  });
-  let failed = 0;
-  for (const one of results) failed += Number(typeof one === "string");
-  const { name, refused } = batch;
-  const { threshold, name: model = "" } = await readCard().catch(() => ({}));
-  noun = model;
-  put("done-name", name);
-  put("done-size", `${counted(sorted.length, "row")} scored${refused ? `, ${number(refused)} refused` : ""}${failed ? `, ${number(failed)} failed` : ""}`);
-  put("threshold-text", threshold == null ? "" : `The model's own is ${percent(threshold)}.`);
+  for (const p of sorted) counts[Math.min(Math.floor(p * BINS), BINS - 1)]++;
+  const failed = results.filter((one) => typeof one === "string").length;
+  put("name", batch.name);
+  put("size", [`${counted(found.length, "row")} scored`, batch.refused && `${number(batch.refused)} refused`, failed && `${number(failed)} failed`].filter(Boolean).join(", "));
   setThreshold(threshold ?? 0.5);
-  say("stage", `Done: ${$("done-size").textContent}`);
+  say("stage", `Done: ${$("size").textContent}`);
+  await showResults();
 }
 
 function setThreshold(threshold) {
   $("threshold").value = threshold;
   $("threshold").setAttribute("aria-valuetext", percent(threshold));
-  $("threshold-number").value = Math.round(1000 * threshold) / 10;
-  let [low, high] = [0, sorted.length]; // the number of probabilities that reach the threshold, by bisection
-  while (low < high) {
-    const middle = (low + high) >> 1;
-    if (sorted[middle] >= threshold) low = middle + 1;
-    else high = middle;
-  }
+  put("threshold-text", `Threshold: ${percent(threshold)}`);
   drawHistogram($("histogram"), counts, threshold);
-  const [part, whole] = [sums[low], sums[sorted.length]];
-  define("share", [
-    ["At or above", number(low), `${percent(low / (sorted.length || 1))} of all rows`],
-    [`Expected cases${noun && ` of ${noun}`}`, number(Math.round(part)), low ? `${percent(part / low)} of them, if the model is calibrated` : ""],
+  let [above, part, whole] = [0, 0, 0]; // 200,000 sums take a millisecond
+  for (const p of sorted) {
+    whole += p;
+    if (p < threshold) continue;
+    above++;
+    part += p;
+  }
+  define($("share"), [
+    ["At or above", number(above), `${percent(above / (sorted.length || 1))} of all rows`],
+    [`Expected cases${noun}`, number(Math.round(part)), above ? `${percent(part / above)} of them, if the model is calibrated` : ""],
     ["Share of all expected cases", percent(part / (whole || 1)), `of ${number(Math.round(whole))}`]]);
 }
 
-// Read the file again: write the download, and find the rows with the highest probabilities. Without the file, the rows have numbers only.
-async function join(signal) {
-  const least = sorted[Math.min(TOP, sorted.length) - 1];
-  const top = [];
-  results.forEach((p, row) => { if (Number(p) >= least) top.push({ p: Number(p), row }); });
-  top.sort((a, b) => b.p - a.p).splice(TOP);
-  const wanted = new Set(top.map(({ row }) => row));
-  const cells = new Map();
-  const scored = new Parts();
+// Write the download, and show the rows with the highest probabilities.
+async function showResults() {
+  const { table, lines = [], hasCommas, texts = Array.from(results, (_, row) => String(row)) } = prepared ?? {};
+  const { delimiter = ",", header = ["row"], start = "" } = table ?? {};
+  const names = header.filter(isKept);
   const faults = new Map(batch?.listed.map(({ row, errors }) => [row, errors.map(({ pointer, message }) => `${pointer.split("/")[2]}: ${message}`).join("; ")]));
-  const { table, lines, hasCommas } = prepared ?? {};
-  const { delimiter = ",", header = [] } = table ?? {};
-  const kept = [...header.keys()].filter((place) => ![...ADDED, "churn"].includes(header[place].trim()));
-  const write = (row, texts) => {
-    const result = results[row] ?? faults.get(row) ?? "Refused: the row is not a valid customer";
-    const shown = typeof result === "number" ? [String(result).replace(".", hasCommas ? "," : "."), ""] : ["", asText(result)];
-    scored.add(csvLine([...texts.map(asText), ...shown], delimiter));
-  };
-  if (table) {
-    const names = kept.map((place) => header[place]);
-    scored.add(`${table.hasMark ? "\ufeff" : ""}${table.hasSeparatorLine ? `sep=${delimiter}\r\n` : ""}${csvLine([...names.map(asText), ...ADDED], delimiter)}`);
-    let row = 0;
-    for await (const rows of readRows(table, signal)) {
-      for (const one of rows) {
-        const texts = kept.map((place) => one.cells[place]);
-        if (wanted.has(row)) cells.set(row, texts);
-        write(row++, texts);
-      }
-    }
-    tabulate("top", ["Probability", "Line", ...names], top.map(({ p, row }) => [percent(p), number(lines?.[row] ?? row), ...cells.get(row)]));
-  } else {
-    scored.add(csvLine(["row", ...ADDED], delimiter));
-    results.forEach((_, row) => write(row, [String(row)]));
-    tabulate("top", ["Probability", "Row"], top.map(({ p, row }) => [percent(p), number(row + 1)]));
+  const scored = [csvLine([...names.map(asText), ...ADDED], delimiter)];
+  for (const [row, text] of texts.entries()) {
+    const result = results[row] ?? faults.get(row) ?? "Refused";
+    const added = typeof result === "number" ? [String(result).replace(".", hasCommas ? "," : "."), ""] : ["", asText(result)];
+    scored.push(`${text}${delimiter}${csvLine(added, delimiter)}`);
+    await letDraw();
   }
+  const least = sorted[Math.min(TOP, sorted.length) - 1];
+  const top = [...results.keys()].filter((row) => Number(results[row]) >= least).sort((a, b) => Number(results[b]) - Number(results[a])).slice(0, TOP);
+  tabulate("top", ["Probability", table ? "Line" : "Row", ...(table ? names : [])], top.map((row) =>
+    [percent(Number(results[row])), number(lines[row] ?? row + 1), ...(table ? splitLine(texts[row], delimiter) : [])]));
   const link = $("download");
   URL.revokeObjectURL(link.href);
-  link.href = URL.createObjectURL(scored.blob());
+  link.href = URL.createObjectURL(new Blob([start, scored.join("\r\n"), "\r\n"], { type: "text/csv" }));
   link.download = `${batch?.name.replace(/\.\w+$/, "")}-scored.csv`;
-  put("download", table ? "Download the scored file" : "Download rows and probabilities");
   show("join", !table);
   stage("done");
 }
 
-const onPause = (reason, seconds) => seconds && progress(`${reason} Trying again in ${seconds} s`);
+// New results replace those of an earlier download.
+const isKept = (name) => ![...ADDED, "churn"].includes(name.trim());
 
 // Without a value the end is unknown.
 function progress(text, value = -1, most = 1) {
   put("run-text", text);
-  put("run-rate", "");
+  put("size", "");
   $("bar").max = most || 1;
   if (value < 0) $("bar").removeAttribute("value");
   else $("bar").value = value;
 }
 
-const megabytes = (bytes) => (bytes < 1e5 ? `${Math.ceil(bytes / 1e3)} kB` : `${(bytes / 1e6).toFixed(1)} MB`);
+const megabytes = (bytes) => `${number(bytes / 1e6, 2)} MB`;
 
-const duration = (seconds) => (seconds < 90 ? `${Math.ceil(seconds)} s` : `${Math.round(seconds / 60)} min`);
-
-// Customers at random within the training data, always the same.
-async function makeSample() {
-  const card = await readCard().catch(() => ({ features: [] }));
-  let seed = 11;
-  const random = () => (seed = (seed * 48271) % 2147483647) / 2147483647;
+// Rows at random within the training data, whose ranges the form has.
+function makeSample() {
   const value = ({ name, type, categories, example }) => {
-    if (categories.length) return categories[Math.floor(random() * categories.length)];
-    const { minimum, maximum } = card.features.find((one) => one.name === name) ?? {};
-    if (minimum == null) return String(example ?? "");
-    return (minimum + random() * random() * (maximum - minimum)).toFixed(type === "integer" ? 0 : 3);
+    const { min, max } = $(`f-${name}`);
+    if (categories.length) return categories[Math.floor(Math.random() * categories.length)];
+    return min ? (Number(min) + Math.random() ** 2 * (max - min)).toFixed(type === "integer" ? 0 : 3) : String(example);
   };
-  const rows = Array.from({ length: 200 }, (_, row) => [String(row + 1), ...features.map(value)]);
-  return [["id", ...features.map(({ name }) => name)], ...rows].map((row) => csvLine(row, ",")).join("");
+  const rows = Array.from({ length: 200 }, () => features.map(value));
+  return [features.map(({ name }) => name), ...rows].map((row) => csvLine(row, ",")).join("\n");
 }

@@ -1,8 +1,6 @@
-// Charts as SVG by hand. Their numbers are in the text beside them, so that a screen reader needs no picture.
+// Charts as SVG by hand. Their numbers are in the text beside them.
 
 import { el, percent, svg } from "./dom.js";
-
-const TICKS = [0.5, 0.1, 0.9, 0.01, 0.99, 0.001, 0.999, 1e-4, 0.9999, 1e-5, 0.99999];
 
 const logOdds = (p) => Math.log(p / (1 - p));
 const fromLogOdds = (x) => 1 / (1 + Math.exp(-x));
@@ -14,7 +12,7 @@ const signed = (value) => `${value < 0 ? "\u2212" : "+"}${Math.abs(value).toFixe
  * @param {{base: number, up: any[], down: any[], others: number}} reasons
  * @param {number} result probability
  * @param {number | undefined} threshold
- * @param {(feature: string) => [string, string]} describe returns the title and the value of a feature
+ * @param {(feature: string) => [string, string]} describe title and value
  */
 export function drawReasons(list, reasons, result, threshold, describe) {
   const steps = [...reasons.up, ...reasons.down].map(({ feature, log_odds }) => ({ text: describe(feature), by: log_odds }));
@@ -25,28 +23,21 @@ export function drawReasons(list, reasons, result, threshold, describe) {
   const [least, most] = [Math.min(...points), Math.max(...points)];
   const pad = 0.06 * (most - least) + 0.2;
   const x = (value) => 4 + (92 * (value - least + pad)) / (most - least + 2 * pad); // in percent of the width
-  const ticks = [];
-  for (const p of TICKS) {
-    const place = x(logOdds(p));
-    if (place > 6 && place < 94 && ticks.every((other) => Math.abs(other.place - place) > 16)) ticks.push({ p, place });
-  }
-  const line = (kind, place) => svg("line", { class: kind, x1: `${place}%`, x2: `${place}%`, y1: 0, y2: "100%" });
+  const limit = threshold ? `${x(logOdds(threshold))}%` : null;
   const dot = (value, kind) => svg("circle", { class: kind, cx: `${x(value)}%`, cy: "50%", r: 5 });
   const row = (kind, [title, value], mark, by, after) => el("li", { class: kind },
-    el("span", { class: "what" }, `${title} `, el("b", {}, value)),
-    svg("svg", { class: "lane", "aria-hidden": "true" }, ...ticks.map(({ place }) => line("grid", place)),
-      ...(threshold ? [line("limit", x(logOdds(threshold)))] : []), mark),
+    el("span", {}, `${title} `, el("b", {}, value)),
+    svg("svg", { class: "lane", "aria-hidden": "true" },
+      ...(limit ? [svg("line", { class: "limit", x1: limit, x2: limit, y1: 0, y2: "100%" })] : []), mark),
     el("span", { class: "by" }, signed(by)), el("span", { class: "after" }, percent(fromLogOdds(after))));
   list.replaceChildren(
-    row("base", ["Start of every customer", ""], dot(reasons.base, "start"), reasons.base, reasons.base),
+    row("", ["Start", ""], dot(reasons.base, "start"), reasons.base, reasons.base),
     ...steps.map(({ text, by }, place) => {
       const [from, to] = spans[place].map(x);
       const bar = { class: by < 0 ? "down" : "up", x: `${Math.min(from, to)}%`, width: `${Math.max(Math.abs(to - from), 0.6)}%`, height: 12, rx: 3 };
-      return row("step", text, svg("rect", bar), by, spans[place][1]);
+      return row("", text, svg("rect", bar), by, spans[place][1]);
     }),
-    row("sum", ["This customer", ""], dot(at, "end"), logOdds(result), logOdds(result)),
-    el("li", { class: "axis", "aria-hidden": "true" }, el("span"),
-      svg("svg", { class: "lane" }, ...ticks.map(({ p, place }) => svg("text", { x: `${place}%`, y: 13 }, percent(p))))));
+    row("sum", ["Result", ""], dot(at, "end"), logOdds(result), logOdds(result)));
 }
 
 /** Bars of a histogram; those from the threshold on are accented. @param {Element} place @param {number[]} counts @param {number} threshold */

@@ -2,46 +2,41 @@
 
 import { letDraw } from "./http.js";
 
-/** @typedef {{file: File, encoding: string, hasMark: boolean, hasSeparatorLine: boolean, delimiter: string, header: string[], places: Map<string, number>}} Table */
+/** @typedef {{file: File, encoding: string, start: string, delimiter: string, header: string[], places: Map<string, number>}} Table `start` is before the header */
 
-const START_BYTES = 65536;
 const STEP = 32768; // characters that are split at once
 const LONGEST_ROW = 65536; // characters
-const LONGEST_CELL = 1000; // that is sent; no feature has as many
-const COMMA = /^[+-]?\d+,\d+(e[+-]?\d+)?$/i;
+const QUOTED = /^ *"((?:[^"]|"")*)"(?!")/;
+const OPEN = /^ *"(?:[^"]|"")*$/;
+/** A number with a decimal comma, in a file whose delimiter is a semicolon. */
+export const COMMA = /^[+-]?\d+,\d+(e[+-]?\d+)?$/i;
 const RUN_BY_SPREADSHEETS = /^[=+\-@\t\r]/;
 const NUMBER = /^[+-]?(\d+([.,]\d*)?|[.,]\d+)(e[+-]?\d+)?%?$|^[+-]$/i;
 
 /** Find the dialect of a file and the columns of the features. @param {File} file @param {string[]} features @returns {Promise<Table>} */
 export async function readTable(file, features) {
-  const bytes = new Uint8Array(await file.slice(0, START_BYTES).arrayBuffer());
-  const start = bytes.subarray(0, 2).join();
-  const encoding = start === "255,254" ? "utf-16le" : start === "254,255" ? "utf-16be" : "utf-8";
+  const bytes = new Uint8Array(await file.slice(0, LONGEST_ROW).arrayBuffer());
+  const mark = bytes.subarray(0, 2).join();
+  const encoding = mark === "255,254" ? "utf-16le" : mark === "254,255" ? "utf-16be" : "utf-8";
   const text = new TextDecoder(encoding).decode(bytes);
-  const separator = /^"?sep=(.)"?\r?\n/i.exec(text);
-  const tables = (separator ? [separator[1]] : [",", ";", "\t"]).map((delimiter) => {
-    const rows = new Reader(delimiter).push(text.slice(separator?.[0].length), file.size <= START_BYTES);
-    const header = rows.find(({ cells }) => !isBlank(cells))?.cells ?? [];
-    const names = header.map((name) => name.trim().toLowerCase());
-    const places = new Map(features.map((name) => [name, names.indexOf(name.toLowerCase())]));
-    for (const [name, place] of places) if (place < 0) places.delete(name);
-    return { file, encoding, hasMark: encoding !== "utf-8" || start === "239,187", hasSeparatorLine: !!separator, delimiter, header, places };
-  });
-  return tables.reduce((best, one) => (one.places.size > best.places.size ? one : best));
+  const [separatorLine, separator] = /^"?sep=(.)"?\r?\n/i.exec(text) ?? [""];
+  const [firstLine] = text.trimStart().split("\n", 1);
+  const delimiter = separator ?? [",", ";", "\t"].reduce((best, one) => (firstLine.split(one).length > firstLine.split(best).length ? one : best));
+  const header = new Reader(delimiter).push(text.slice(separatorLine.length), file.size <= LONGEST_ROW)[0]?.cells ?? [];
+  const names = header.map(squeeze);
+  const places = new Map(features.map((name) => /** @type {[string, number]} */ ([name, names.indexOf(squeeze(name))])).filter(([, place]) => place >= 0));
+  return { file, encoding, start: (encoding !== "utf-8" || mark === "239,187" ? "\ufeff" : "") + separatorLine, delimiter, header, places };
 }
 
-/** The column that a missing feature may be: equal but for blanks, dashes and underscores. @param {string} feature @param {string[]} header */
-export function similar(feature, header) {
-  const squeeze = (name) => name.toLowerCase().replace(/[^a-z0-9]/g, "");
-  return header.find((name) => squeeze(name) === squeeze(feature));
-}
+// "Customer-Age" and "customer age" are Customer_Age.
+const squeeze = (name) => name.toLowerCase().replace(/[^\p{L}\p{N}]/gu, "");
 
-/** The rows that are not blank, after the header, a part of the file at a time; the error of a bad row has its line. @param {Table} table @param {AbortSignal} signal */
-export async function* readRows({ file, encoding, delimiter, header, hasSeparatorLine }, signal) {
+/** The rows after the header, a part of the file at a time. @param {Table} table @param {AbortSignal} signal */
+export async function* readRows({ file, encoding, delimiter, header, start }, signal) {
   const stream = file.stream().getReader();
   const decoder = new TextDecoder(encoding, { fatal: true });
   const reader = new Reader(delimiter);
-  let toSkip = hasSeparatorLine ? 2 : 1;
+  let toSkip = start.length > 1 ? 2 : 1; // a line `sep=;`, and the header
   for (let isLast = false; !isLast; ) {
     const { done, value } = await stream.read();
     signal.throwIfAborted();
@@ -53,11 +48,11 @@ export async function* readRows({ file, encoding, delimiter, header, hasSeparato
       throw new Error(`The file is not ${encoding.toUpperCase()} near line ${reader.line}: save it as CSV UTF-8.`);
     }
     for (let at = 0; at < text.length || (done && !at); at += STEP) {
-      const rows = reader.push(text.slice(at, at + STEP), done && at + STEP >= text.length).filter(({ cells }) => !isBlank(cells));
+      const rows = reader.push(text.slice(at, at + STEP), done && at + STEP >= text.length);
       toSkip -= rows.splice(0, toSkip).length;
       for (const { line, cells } of rows) {
-        if (!isBlank(cells.splice(header.length))) {
-          throw new Error(`Line ${line} has more cells than the header: put a cell that contains the delimiter into double quotes.`);
+        if (cells.splice(header.length).some((cell) => cell.trim())) {
+          throw new Error(`Line ${line} has more cells than the header: quote a cell that contains the delimiter.`);
         }
         while (cells.length < header.length) cells.push("");
       }
@@ -67,83 +62,49 @@ export async function* readRows({ file, encoding, delimiter, header, hasSeparato
   }
 }
 
-const isBlank = (cells) => cells.every((cell) => cell.trim() === "");
-
-// Splits text into rows; it keeps the beginning of a row whose end has not come.
+// Splits text into rows that are not blank; it keeps the beginning of a row whose end has not come.
 class Reader {
-  rest = "";
-  line = 1;
+  line = 0; // the last one that was split
+  start = 0; // of the row
+  cells = [];
+  open = ""; // a cell whose quote is not closed
+  rest = ""; // a line whose end has not come
 
   constructor(delimiter) { this.delimiter = delimiter; }
 
   push(text, isLast) {
-    text = this.rest + (isLast ? text.replace(/\u001a$/, "") : text);
+    const lines = (this.rest + (isLast ? text.replace(/\u001a$/, "") : text)).split("\n");
+    this.rest = isLast ? "" : lines.pop();
     const rows = [];
-    let at = 0;
-    while (at < text.length) {
-      let end = text.indexOf("\n", at);
-      if (end < 0) {
-        if (!isLast) break;
-        end = text.length;
+    for (const line of lines) {
+      this.line++;
+      this.start ||= this.line;
+      let before = this.open && `${this.open}\n`;
+      for (const piece of line.split(this.delimiter)) {
+        const cell = before + piece;
+        before = cell.includes('"') && OPEN.test(cell) ? cell + this.delimiter : "";
+        if (!before) this.cells.push(cell);
       }
-      const record = text.slice(at, end);
-      let cells;
-      let lines = 1;
-      if (record.includes('"')) {
-        const quoted = this.readQuoted(text, at, isLast);
-        if (!quoted) break;
-        ({ cells, end } = quoted);
-        lines = text.slice(at, end).split("\n").length;
-      } else cells = record.replace(/\r$/, "").split(this.delimiter);
-      rows.push({ line: this.line, cells });
-      this.line += lines;
-      at = end + 1;
+      this.open = before.slice(0, -1);
+      if (this.open) continue;
+      this.cells.push(this.cells.pop().replace(/\r$/, ""));
+      const cells = this.cells.map((cell) => (cell.includes('"') ? cell.replace(QUOTED, (_, inner) => inner.replaceAll('""', '"')) : cell));
+      if (cells.some((cell) => cell.trim())) rows.push({ line: this.start, cells });
+      this.cells = [];
+      this.start = 0;
     }
-    this.rest = text.slice(at);
-    if (this.rest.length > LONGEST_ROW) throw new Error(`The row at line ${this.line} is longer than ${LONGEST_ROW} characters: close every quote.`);
+    if (this.open && isLast) throw new Error(`The quote of the row at line ${this.start} is not closed.`);
+    if (this.open.length + this.rest.length > LONGEST_ROW) throw new Error(`The row at line ${this.start || this.line + 1} is too long: close every quote.`);
     return rows;
   }
-
-  // The cells of a row with quotes, and its end; null if the end has not come.
-  readQuoted(text, at, isLast) {
-    for (const cells = []; ; at++) {
-      let cell = "";
-      while (text[at] === " ") at++;
-      if (text[at] === '"') {
-        do {
-          const quote = text.indexOf('"', at + 1);
-          if (quote < 0) {
-            if (isLast) throw new Error(`The quote of the row at line ${this.line} is not closed.`);
-            return null;
-          }
-          cell += text.slice(at + 1, quote);
-          at = quote + 1;
-          if (text[at] === '"') cell += '"';
-        } while (text[at] === '"');
-      }
-      const from = at;
-      while (at < text.length && text[at] !== this.delimiter && text[at] !== "\n") at++;
-      if (at === text.length && !isLast) return null;
-      const isEnd = at === text.length || text[at] === "\n";
-      cells.push(cell + text.slice(from, isEnd && at > from && text[at - 1] === "\r" ? at - 1 : at));
-      if (isEnd) return { cells, end: at };
-    }
-  }
-}
-
-/** A number with a decimal comma, in a file whose delimiter is a semicolon. @param {string} cell */
-export const hasComma = (cell) => COMMA.test(cell);
-
-/** The cell as it is sent: a shortened text stays invalid. @param {string} cell @param {boolean} isSemicolon */
-export function sentCell(cell, isSemicolon) {
-  cell = cell.trim();
-  if (cell.length > LONGEST_CELL) cell = `${cell.slice(0, LONGEST_CELL)}…`;
-  return isSemicolon && COMMA.test(cell) ? cell.replace(",", ".") : cell;
 }
 
 /** A cell that a spreadsheet shows and does not run; numbers stay numbers. @param {string} cell */
 export const asText = (cell) => (RUN_BY_SPREADSHEETS.test(cell) && !NUMBER.test(cell) ? `'${cell}` : cell);
 
-/** A line of CSV. @param {string[]} cells @param {string} delimiter */
+/** A line of CSV, without its end. @param {string[]} cells @param {string} delimiter */
 export const csvLine = (cells, delimiter) =>
-  `${cells.map((cell) => (/["\r\n]/.test(cell) || cell.includes(delimiter) ? `"${cell.replaceAll('"', '""')}"` : cell)).join(delimiter)}\r\n`;
+  cells.map((cell) => (/["\r\n]/.test(cell) || cell.includes(delimiter) ? `"${cell.replaceAll('"', '""')}"` : cell)).join(delimiter);
+
+/** The cells of a line. @param {string} line @param {string} delimiter @returns {string[]} */
+export const splitLine = (line, delimiter) => new Reader(delimiter).push(line, true)[0].cells;

@@ -1,4 +1,4 @@
-// One customer: the form, the prediction with its reasons, and the prediction anew after each change.
+// The form, the prediction with its reasons, and a new prediction after each change.
 
 import { drawReasons } from "./charts.js";
 import { $, define, el, number, percent, put, say, show } from "./dom.js";
@@ -21,29 +21,28 @@ export function startCustomer(schema) {
   $("fields").append(...features.map(field));
   $("form").onsubmit = (event) => { event.preventDefault(); clearTimeout(timer); predict(true); };
   $("form").oninput = () => {
-    $("form").dispatchEvent(new Event("checkrange"));
     clearTimeout(timer);
     if (last >= 0) timer = setTimeout(predict, CHANGE_MS); // the first prediction is asked for
   };
   $("cancel").onclick = () => running?.abort();
   $("reset").onclick = () => {
-    for (const { name, example } of features) $(`f-${name}`).value = String(example ?? "");
+    for (const { name, example } of features) $(`f-${name}`).value = String(example);
     $("form").oninput();
   };
   readCard().then(addRanges, () => {});
 }
 
-function field({ name, title, description, extent, type, categories, isRequired, example = "" }) {
+function field({ name, title, description, extent, type, categories, isRequired, example }) {
   const id = `f-${name}`;
-  const shared = { id, name, "aria-describedby": `h-${id} e-${id}`, autocomplete: "off" };
+  const shared = { id, "aria-describedby": `h-${id} e-${id}` };
   const options = [...(isRequired ? [] : [""]), ...categories].map((one) => el("option", { selected: String(example) === one }, one));
   const input = categories.length ? el("select", shared, ...options)
-    : el("input", { ...shared, value: example, ...(type !== "category" && { type: "number", step: "any", inputmode: "decimal" }) });
-  return el("div", { class: "field" }, el("label", { for: id }, title), input,
-    el("p", { class: "hint", id: `h-${id}` }, `${description} ${extent}`), el("p", { class: "bad", id: `e-${id}`, hidden: true }));
+    : el("input", { ...shared, value: example, ...(type !== "category" && { type: "number", step: "any" }) });
+  return el("div", { class: "field" }, el("label", { for: id }, title), input, // the fault is first, because the hint may float
+    el("p", { class: "bad", id: `e-${id}`, hidden: true }), el("p", { class: "hint", id: `h-${id}` }, `${description} ${extent}`));
 }
 
-// Tell the ranges of the training data, and mark a value outside of them.
+// Tell the ranges of the training data.
 function addRanges(card) {
   put("h-answer", `Probability of ${card.name}`);
   for (const { name, minimum, maximum } of card.features) {
@@ -51,12 +50,11 @@ function addRanges(card) {
     if (!input || minimum == null) continue;
     $(`h-f-${name}`).append(` Training data: ${number(minimum)} to ${number(maximum)}.`);
     input.value ||= (minimum + maximum) / 2; // a customer without an example
-    $("form").addEventListener("checkrange", () =>
-      input.parentNode.classList.toggle("outside", input.value !== "" && (input.value < minimum || input.value > maximum)));
+    Object.assign(input, { min: minimum, max: maximum }); // the style of :out-of-range
   }
 }
 
-// The customer of the form; a text that is no number stays a text, so that the API names the fault.
+// A text that is no number stays a text, so that the API names the fault.
 function readForm() {
   const customer = {};
   for (const { name, type, isBoolean } of features) {
@@ -67,29 +65,28 @@ function readForm() {
   return customer;
 }
 
-// Predict the customer of the form. After the button the page moves to the fault or to the answer.
+// Predict the customer. After the button the page moves to the fault or to the answer.
 async function predict(isAsked = false) {
   running?.abort();
   const own = (running = new AbortController());
   const customer = readForm();
-  const slow = setTimeout(() => wait("Predicting."), 700);
+  if (last < 0) tell("Predicting.");
   $("answer").classList.add("busy");
   try {
     const started = performance.now();
     const card = await readCard().catch(() => ({}));
     const { prediction, stages } = await request(customer, card.explains, own.signal);
-    const facts = [["Model version", prediction.model_version], ["Answered in", `${(performance.now() - started).toFixed(0)} ms`], ...stages];
+    define($("facts"), [["Model version", prediction.model_version], ["Answered in", `${(performance.now() - started).toFixed(0)} ms`], ...stages]);
     markFaults([]);
     showAnswer(prediction, card, customer);
-    define("facts", facts);
-    if (isAsked) moveTo($("h-answer").parentNode);
+    const heading = $("h-answer");
+    if (isAsked && heading.getBoundingClientRect().top > innerHeight - 120) heading.scrollIntoView(); // as on a phone
   } catch (error) {
     if (own !== running) return; // a newer prediction has replaced it
-    if (own.signal.aborted) for (const id of ["said", "empty"]) say(id, "Cancelled.");
+    if (own.signal.aborted) tell("Cancelled.");
     else if (error instanceof Problem) explain(error, isAsked);
     else throw error;
   } finally {
-    clearTimeout(slow);
     if (own === running) {
       running = null;
       $("answer").classList.remove("busy");
@@ -98,9 +95,9 @@ async function predict(isAsked = false) {
   }
 }
 
-// Send the customer. The request waits a second, and then for the id, by which a prediction can be cancelled.
+// Wait a second for the answer, and then by its id, with which a prediction can be cancelled.
 async function request(customer, hasReasons, signal) {
-  const options = { signal, onPause: (reason, seconds) => wait(`${reason} Trying again${seconds ? ` in ${seconds} s` : ""}.`) };
+  const options = { signal, onPause: wait };
   const headers = { "Content-Type": "application/json", Prefer: "wait=1", "Cancel-After": "300" };
   let response = await send(`churn/predict${hasReasons ? "?explain=true" : ""}`, { ...options, method: "POST", headers, body: JSON.stringify(customer) });
   if (response.status === 202) {
@@ -111,62 +108,59 @@ async function request(customer, hasReasons, signal) {
         response = await send(path, { ...options, headers: { Prefer: "wait=5" } });
       }
     } finally {
-      if (signal.aborted) send(path, { method: "DELETE", isQuiet: true }).catch(() => {});
+      if (signal.aborted) send(path, { method: "DELETE" }).catch(() => {});
     }
   }
-  const stages = [...(response.headers.get("Server-Timing") ?? "").matchAll(/([\w-]+);[^,]*?dur=([\d.]+)/g)].map(([, name, ms]) => [name, `${Number(ms).toFixed(1)} ms`]);
+  const timing = response.headers.get("Server-Timing") ?? ""; // such as `queue;dur=3.4, predict;dur=5.6`
+  const stages = [...timing.matchAll(/([\w-]+);[^,]*?dur=([\d.]+)/g)].map(([, stage, ms]) => [`of which ${stage}`, `${Number(ms).toFixed(1)} ms`]);
   return { prediction: await response.json(), stages };
 }
 
 function wait(text) {
   show("waiting", true);
   put("waiting-text", text);
+  put("brief", "…");
+}
+
+// Show a text in place of the answer; beside it only a screen reader has the text.
+function tell(text, hasAnswer = false) {
+  put("said", text);
+  put("brief", "");
+  $("said").className = hasAnswer ? "sr" : "quiet";
+  show("answer", hasAnswer);
 }
 
 function showAnswer({ probability, reasons }, { name, threshold }, customer) {
   const shown = percent(probability);
   const isOver = probability >= threshold;
   const verdict = threshold == null ? ""
-    : `${isOver ? "Counts" : "Does not count"} as ${name}: ${isOver ? "at or above" : "below"} the threshold of ${percent(threshold)}`;
-  show("empty", false);
-  show("answer", true);
+    : `${isOver ? "Counts" : "Does not count"} as ${name}: ${isOver ? "at or above" : "below"} the threshold of ${percent(threshold)}.`;
+  tell(`Probability ${shown}. ${verdict}`, true);
   put("probability", shown);
   put("brief", shown);
   put("verdict", verdict);
   $("verdict").classList.toggle("over", isOver);
   put("change", last < 0 || last === probability ? "" : `It was ${percent(last)}.`);
-  say("said", `Probability ${shown}. ${verdict}`);
   last = probability;
   show("reasons", reasons);
-  const value = (one) => (typeof one === "number" ? number(one) : String(one ?? ""));
   if (reasons) {
-    drawReasons($("steps"), reasons, probability, threshold,
-      (feature) => [features.find((one) => one.name === feature)?.title ?? feature, value(customer[feature])]);
+    drawReasons($("steps"), reasons, probability, threshold, (feature) =>
+      [features.find((one) => one.name === feature)?.title ?? feature, (customer[feature] ?? "").toLocaleString("en")]);
   }
 }
 
 function explain({ message, body: { errors = [] } }, isAsked) {
   const others = markFaults(errors);
-  const text = errors.length > others.length ? "Correct the marked fields." : [message, ...others].join(" ");
-  say("said", text);
-  say("empty", text);
-  show("answer", false);
+  tell(errors.length > others.length ? "Correct the marked fields." : [message, ...others].join(" "));
   if (isAsked) $("fields").querySelector("[aria-invalid]")?.focus();
 }
 
-// Show each fault at its field; return the messages of those that belong to none.
+// Show each fault at its field; return the messages of the others.
 function markFaults(faults) {
   const messages = new Map(faults.map(({ pointer, message }) => [pointer.split("/")[1], message]));
   for (const { name } of features) {
     say(`e-f-${name}`, messages.get(name) ?? "");
-    if (messages.delete(name)) $(`f-${name}`).setAttribute("aria-invalid", "true");
-    else $(`f-${name}`).removeAttribute("aria-invalid");
+    $(`f-${name}`).ariaInvalid = messages.delete(name) ? "true" : null;
   }
   return [...messages.values()];
-}
-
-// Scroll to an element that is out of sight, as on a phone.
-function moveTo(element) {
-  const isCalm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  if (element.getBoundingClientRect().top > innerHeight - 120) element.scrollIntoView({ behavior: isCalm ? "auto" : "smooth" });
 }

@@ -7,18 +7,16 @@ import { readCard, startService } from "./service.js";
 
 const VIEWS = ["customer", "file", "service"];
 
-let startBatch = null; // once the schema is there
+let startBatch = () => {}; // once the schema is there
 
 function route() {
-  const [name] = location.hash.slice(1).split("/");
-  if (name && !VIEWS.includes(name)) return; // an anchor within the page
-  const view = name || VIEWS[0];
+  const [view] = (location.hash.slice(1) || VIEWS[0]).split("/");
+  if (!VIEWS.includes(view)) return; // an anchor within the page
   for (const one of VIEWS) show(`view-${one}`, one === view);
   for (const link of document.querySelectorAll("nav a")) {
-    if (link.getAttribute("href") === `#${view}`) link.setAttribute("aria-current", "page");
-    else link.removeAttribute("aria-current");
+    link.setAttribute("aria-current", link.getAttribute("href") === `#${view}` ? "page" : "false");
   }
-  if (view === "file") loadBatch();
+  if (view === "file") startBatch();
 }
 
 function setTitle(title) {
@@ -26,22 +24,19 @@ function setTitle(title) {
   put("title", title);
 }
 
-// The code for files is loaded when it is needed.
-function loadBatch() {
-  startBatch?.();
-  startBatch = null;
-}
-
 addEventListener("hashchange", route);
-addEventListener("dragenter", loadBatch);
+addEventListener("dragenter", () => startBatch());
 route();
 try {
   const schema = await loadSchema();
   setTitle(schema.title);
-  put("about", `${schema.title} ${schema.version}`);
-  startService(schema);
+  put("about", `Version ${schema.version}`);
+  startService();
   startCustomer(schema);
-  startBatch = async () => (await import("./batch.js")).startBatch(schema);
+  startBatch = async () => { // the code for files is loaded when it is needed
+    startBatch = () => {};
+    (await import("./batch.js")).startBatch(schema);
+  };
   route();
   readCard().then(({ name }) => setTitle(`${name[0].toUpperCase()}${name.slice(1)} predictions`), () => {});
 } catch {

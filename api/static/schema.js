@@ -1,19 +1,16 @@
-// The features of a customer, read from the OpenAPI document: an own model changes the page without a change of it.
+// The features of a customer, read from the OpenAPI document, so that an own model changes the page.
 
-import { send } from "./http.js";
-
+import { number } from "./dom.js";
+import { read } from "./http.js";
 
 /** @typedef {{name: string, title: string, description: string, type: string, categories: string[], extent: string, isBoolean: boolean, isRequired: boolean, example: any}} Feature */
-/** @typedef {{title: string, text: string, features: Feature[], hasQueue: boolean, version: string}} Schema */
+/** @typedef {{title: string, text: string, features: Feature[], version: string}} Schema */
 
 /** @returns {Promise<Schema>} */
 export async function loadSchema() {
-  const document_ = await (await send("openapi.json")).json();
-  const resolve = (node) =>
-    node?.$ref ? node.$ref.slice(2).split("/").reduce((at, name) => at[name], document_) : node;
-  const content = (body) => resolve(body?.content?.["application/json"]?.schema);
-  const customer = content(document_.paths["/churn/predict"].post.requestBody);
-  const examples = customer.examples?.[0] ?? {};
+  const { info, paths, components } = await read("openapi.json");
+  const resolve = (node) => (node?.$ref ? components.schemas[node.$ref.split("/").pop()] : node);
+  const customer = resolve(paths["/churn/predict"].post.requestBody.content["application/json"].schema);
   const features = Object.entries(customer.properties).map(([name, property]) => {
     const given = resolve(property);
     const one = { ...given, ...resolve(given.anyOf?.find((kind) => kind.type !== "null")) };
@@ -25,16 +22,10 @@ export async function loadSchema() {
       title: one.title ?? name,
       description: one.description ?? "",
       type: categories.length || one.type === "string" ? "category" : one.type,
-      extent: low != null && high != null ? `${low.toLocaleString("en")} to ${high.toLocaleString("en")}.` : "",
+      extent: low != null && high != null ? `${number(low)} to ${number(high)}.` : "",
       isRequired: (customer.required ?? []).includes(name),
-      example: examples[name] ?? one.examples?.[0] ?? one.default,
+      example: customer.examples?.[0]?.[name] ?? one.examples?.[0] ?? one.default ?? "",
     };
   });
-  return {
-    title: document_.info.title,
-    version: document_.info.version,
-    text: customer.description ?? "",
-    features,
-    hasQueue: "/churn/queue" in document_.paths,
-  };
+  return { title: info.title, version: info.version, text: customer.description ?? "", features };
 }

@@ -280,7 +280,7 @@ def customer_class(features: Sequence[Mapping[str, Any]], example: Mapping[str, 
     """Return the `Customer` class for models.py, with the ranges of the sample, and an example."""
     lines = [
         "class Customer(BaseModel):",
-        '    """One customer. Widen the ranges: they are those of the sample."""',
+        '    """The features that the model needs."""',
         "",
         "    model_config = ConfigDict(strict=True, json_schema_extra=_add_example)",
         "",

@@ -13,8 +13,8 @@ import pytest
 import requests
 from playwright.sync_api import Browser, Page
 
-from tests.conftest import DATA, skip
-from tests.harness.browser import CHROMIUM, install_axe, opened_page, running_browser, text, violations
+from tests.conftest import DATA, need_chromium
+from tests.harness.browser import install_axe, opened_page, running_browser, text, violations
 from tests.harness.customers import as_csv
 from tests.harness.processes import ROOT, until
 from tests.harness.servers import Servers
@@ -31,8 +31,7 @@ PICTURES = ROOT / ".data/page"
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        skip("not installed: chromium (Debian package of this name)")
+    need_chromium()
     with running_browser() as running:
         yield running
 
@@ -63,7 +62,7 @@ def predict(page: Page) -> None:
 
 def choose(page: Page, path: Path) -> None:
     """Choose a file among many customers, and wait until it is read."""
-    page.get_by_role("link", name="Many customers").click()
+    page.get_by_role("link", name="A whole file").click()
     page.locator("#drop").wait_for()
     page.locator("#file").set_input_files(path)
     page.locator("#score:enabled").wait_for()
@@ -100,9 +99,21 @@ def test_the_example_is_predicted_in_one_click(page: Page, service: Service, cus
     page.locator("#probability").wait_for()
     assert text(page, "#probability") == probability(service, customer)
     assert "below the threshold of 43" in text(page, "#verdict")
-    steps = page.locator("#steps li:not(.axis)").all_inner_texts()
+    steps = page.locator("#steps li").all_inner_texts()
     assert (len(steps), steps[0].split()[0], steps[-1].split()[-2:]) == (9, "Start", text(page, "#probability").split())
     assert service.get("/churn/model").json()["version"] in text(page, "#facts")
+
+
+def test_the_milliseconds_of_each_stage_are_shown(page: Page) -> None:
+    def server_timing() -> str:
+        with page.expect_response("**/churn/predict*") as response:
+            predict(page)
+        return response.value.headers.get("server-timing", "")  # none if the prediction took longer than a second
+
+    header = until(server_timing)
+    stages = [(stage.partition(";")[0], stage.rpartition("=")[2]) for stage in header.split(", ")]
+    expected = [["of which " + name, f"{duration} ms"] for name, duration in stages]
+    until(lambda: [line.split("\n") for line in page.locator("#facts div").all_inner_texts()][2:] == expected)
 
 
 def test_a_changed_value_predicts_again(page: Page, service: Service, customer: dict[str, Any]) -> None:
@@ -122,6 +133,7 @@ def test_every_fault_is_at_its_field(page: Page, service: Service, customer: dic
         page.locator(f"#f-{name}").fill(str(faulty.get(name, "")))
     predict(page)
     page.locator("#e-f-Customer_Age").wait_for()
+    assert page.locator("#brief").text_content() == ""
     errors = service.post(faulty).json()["errors"]
     shown = {name: text(page, f"#e-f-{name}") for name in customer}
     assert {f"#/{name}": message for name, message in shown.items() if message} == {
@@ -157,7 +169,7 @@ def test_a_waiting_prediction_can_be_cancelled(page: Page, service: Service) -> 
         with page.expect_response("**/churn/predict*") as response:
             predict(page)
         task_id = response.value.json()["task_id"]
-        until(lambda: "waits in the queue" in text(page, "#waiting-text"))
+        until(lambda: "Its place is 1 at most" in text(page, "#waiting-text"))
         page.get_by_role("button", name="Cancel").click()
         until(lambda: service.result(task_id).status_code == 410)
     assert page.locator("#said").inner_text() == "Cancelled."
@@ -193,7 +205,7 @@ def test_a_dropped_file_is_scored_and_downloaded(
     rows[1]["Note"] = FORMULA
     rows[2]["Customer_Age"] = "old"
     content = as_csv(rows)
-    page.get_by_role("link", name="Many customers").click()
+    page.get_by_role("link", name="A whole file").click()
     page.locator("#drop").wait_for()
     page.evaluate(
         """content => {
@@ -229,14 +241,42 @@ def test_a_dropped_file_is_scored_and_downloaded(
     assert header == ",".join(["#", *customer])  # no other column leaves the computer
 
 
+@pytest.mark.skipif(not DATA.exists(), reason="needs DATA=path/to/BankChurners.csv")
+def test_the_real_file_has_the_results_of_the_api(page: Page, service: Service, tmp_path: Path) -> None:
+    choose(page, DATA)
+    page.locator("#score").click()
+    found = scored(page, tmp_path)
+    url = service.batch_url(service.post_batch(DATA.read_bytes()))
+    service.batch_ended(url)
+    assert [float(row["churn_probability"]) for row in found] == [row["probability"] for row in service.batch_rows(url)]
+    with DATA.open(newline="") as file:
+        assert [row["CLIENTNUM"] for row in found] == [row["CLIENTNUM"] for row in csv.DictReader(file)]
+
+
+def test_two_tabs_do_not_disturb_each_other(
+    page: Page, service: Service, customer: dict[str, Any], tmp_path: Path
+) -> None:
+    other = page.context.new_page()
+    other.goto(page.url)
+    tabs = {3: page, 5: other}
+    with service.worker.paused():
+        for count, tab in tabs.items():
+            choose(tab, write(tmp_path, [customer] * count))
+            tab.locator("#score").click()
+            tab.wait_for_url("**/#file/*")
+    for count, tab in tabs.items():
+        tab.locator("#download").wait_for()
+        assert text(tab, "#size") == f"{count} rows scored"
+        assert len(service.batch_rows(batch_url(tab, service))) == count
+
+
 def test_the_threshold_moves_the_share(page: Page, service: Service, customer: dict[str, Any], tmp_path: Path) -> None:
     choose(page, write(tmp_path, [{**customer, "Total_Trans_Ct": count} for count in range(10, 100)]))
     page.locator("#score").click()
     page.locator("#download").wait_for()
     found = [row["probability"] for row in service.batch_rows(batch_url(page, service))]
     for threshold in (10, 60):
-        page.locator("#threshold-number").fill(str(threshold))
-        page.keyboard.press("Enter")
+        page.get_by_label("Threshold").fill(str(threshold / 100))
         above = [one for one in found if one >= threshold / 100]
         shown = page.locator("#share dd:nth-child(2)").all_inner_texts()
         assert shown[:2] == [str(len(above)), str(round(sum(above)))]
@@ -244,12 +284,13 @@ def test_the_threshold_moves_the_share(page: Page, service: Service, customer: d
 
 
 def test_columns_are_recognised_before_anything_is_sent(page: Page, customer: dict[str, Any], tmp_path: Path) -> None:
-    row = {"Customer-Age" if name == "Customer_Age" else name: value for name, value in customer.items()}
-    page.get_by_role("link", name="Many customers").click()
+    row = {name.lower().replace("_", " "): value for name, value in customer.items() if name != "Customer_Age"}
+    page.get_by_role("link", name="A whole file").click()
     page.locator("#drop").wait_for()
     page.locator("#file").set_input_files(write(tmp_path, [{**row, "Branch": "x"}]))
     until(lambda: "lacks Customer_Age" in text(page, "#file-fault"))
-    assert "Is it “Customer-Age”? Rename it." in text(page, "#columns")
+    assert "18 of 19" in text(page, "#found")
+    assert text(page, "#others") == "Not sent: Branch"
     assert page.locator("#score").is_disabled()
     semicolons = tmp_path / "excel.csv"
     values = [str(value).replace(".", ",") for value in customer.values()]
@@ -272,8 +313,12 @@ def test_a_running_batch_is_found_after_a_reload(
         page.reload()
         until(lambda: "Scored 0 of 90" in text(page, "#run-text"))
     page.locator("#join").wait_for()
-    assert text(page, "#done-name") == "customers.csv"
-    page.locator("#file").set_input_files(path)
+    page.locator("#file").set_input_files(path.rename(tmp_path / "other.csv"))
+    until(lambda: text(page, "#file-fault") == "This is another file: choose customers.csv with 90 rows.")
+    assert (text(page, "#name"), text(page, "#size")) == ("customers.csv", "90 rows scored")
+    page.locator("#file").set_input_files((tmp_path / "other.csv").rename(path))
+    page.locator("#join").wait_for(state="hidden")
+    assert (text(page, "#name"), text(page, "#size")) == ("customers.csv", "90 rows scored")
     found = scored(page, tmp_path)
     results = service.batch_rows(batch_url(page, service))
     assert [float(row["churn_probability"]) for row in found] == [row["probability"] for row in results]
@@ -324,7 +369,7 @@ def test_a_large_file_keeps_the_page_responsive(
     assert text(page, "#score") == "Score 200,000 rows"
     page.locator("#score").click()
     page.locator("#download").wait_for(timeout=120_000)
-    assert "200,000 rows scored" in text(page, "#done-size")
+    assert "200,000 rows scored" in text(page, "#size")
     assert page.evaluate("window.longest") < 1_000
     assert page.locator("tr").count() < 300
     service.delete_batch(batch_url(page, service))
@@ -400,6 +445,36 @@ def test_the_form_follows_the_customer_of_another_model(
         other.stop()
 
 
+def test_the_page_works_behind_a_prefix(
+    browser: Browser, servers: Servers, tmp_path: Path, service: Service, customer: dict[str, Any]
+) -> None:
+    with (
+        running_api(servers, tmp_path, UVICORN_ROOT_PATH="/ml") as api,
+        opened_page(browser, f"{api.url}/livez") as page,
+    ):
+        # As a proxy that strips the prefix; a request without it would not reach this API.
+        page.route("**/*", lambda route: route.abort())
+        page.route(f"{api.url}/ml/**", lambda route: route.continue_(url=route.request.url.replace("/ml/", "/", 1)))
+        page.goto(f"{api.url}/ml/")
+        page.locator("#fields input").first.wait_for()
+        predict(page)
+        until(lambda: text(page, "#probability") == probability(service, customer))
+        choose(page, write(tmp_path, [customer] * 3))
+        page.locator("#score").click()
+        assert len(scored(page, tmp_path)) == 3
+        page.reload()
+        until(lambda: text(page, "#size") == "3 rows scored")
+        page.get_by_role("link", name="Service", exact=True).click()
+        until(lambda: "The model: churn" in text(page, "#card"))
+        page.get_by_role("link", name="API documentation").click()
+        block = page.locator("#operations-model-get_churn_model")
+        block.locator("button.opblock-summary-control").click()
+        block.get_by_role("button", name="Try it out").click()
+        with page.expect_response("**/churn/model") as response:
+            block.get_by_role("button", name="Execute").click()
+        assert response.value.status == 200
+
+
 # Looks and access
 
 
@@ -443,7 +518,9 @@ def test_the_docs_have_no_padlock_without_keys_and_examples_succeed_again(browse
     with opened_page(browser, f"{service.url}/docs") as page:
         block = page.locator("#operations-predictions-predict_churn")
         block.locator("button.opblock-summary-control").click()
+        assert page.title() == "Churn predictions"
         assert not page.locator(".authorization__btn").first.is_visible()
+        assert not page.locator(".authorize").first.is_visible()
         block.get_by_role("button", name="Try it out").click()
         ids = set()
         for _ in range(2):

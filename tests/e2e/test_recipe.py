@@ -4,15 +4,19 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import joblib
 import pandas as pd
 import pytest
 import requests
+from playwright.sync_api import Browser
 
+from tests.conftest import need_chromium
+from tests.harness.browser import CHROMIUM, opened_page, running_browser, text
 from tests.harness.launcher import Tree
 from tests.harness.pages import Block, Page, matches
-from tests.harness.processes import ROOT
+from tests.harness.processes import ROOT, until
 from tests.harness.servers import Servers
 
 PAGE = Page(ROOT / "docs/own-model.md")
@@ -69,9 +73,39 @@ def test_the_recipe_for_another_model_works_as_written(servers: Servers, tree: T
     assert float(probability) == pytest.approx(expected, abs=1e-9)
     shown = requests.post(f"{tree.url}/churn/predict", json=example, headers={"Prefer": "wait=20"}, timeout=30)
     assert shown.json()["probability"] == float(probability)
-    assert requests.get(f"{tree.url}/docs", timeout=30).status_code == 200
+    if CHROMIUM:
+        with running_browser() as browser:
+            assert_page_shows(
+                browser, tree.url, name, {feature: example[feature] for feature in schema["properties"]}, expected
+            )
     launcher.terminate()
     assert launcher.wait(60) == 0
+    need_chromium()
+
+
+def assert_page_shows(browser: Browser, url: str, name: str, example: dict[str, Any], expected: float) -> None:
+    """Require that the page and the docs are those of this model, and speak of no bank."""
+    with opened_page(browser, f"{url}/") as page:
+        page.locator("#fields input").first.wait_for()
+        shown = page.locator("#fields input, #fields select").evaluate_all("all => all.map(one => [one.id, one.value])")
+        assert shown == [
+            [f"f-{feature}", value if isinstance(value, str) else f"{value:g}"] for feature, value in example.items()
+        ]
+        page.get_by_role("button", name="Predict").click()
+        until(lambda: text(page, "#probability"))
+        assert float(text(page, "#probability").removesuffix("\u00a0%")) == pytest.approx(100 * expected, rel=0.05)
+        assert text(page, "#h-answer") == f"Probability of {name}"
+        card = requests.get(f"{url}/churn/model", timeout=30).json()
+        assert page.locator("#reasons").is_visible() == bool(card["explains"])
+        page.get_by_role("link", name="Service", exact=True).click()
+        until(lambda: f"The model: {name}" in text(page, "#card"))
+        assert page.locator("#card-features td:first-child").all_inner_texts() == list(example)
+        assert page.title() == f"{name.capitalize()} predictions"
+        assert re.findall(r"(?i)\b(?:bank|churn|customer)\w*", page.locator("body").text_content() or "") == []
+    with opened_page(browser, f"{url}/docs") as page:
+        until(lambda: f"{name.capitalize()} predictions" in text(page, ".title"))
+        assert page.title() == f"{name.capitalize()} predictions"
+        assert "bank" not in page.locator("body").inner_text().lower()
 
 
 def run_as_shown(tree: Tree, block: Block) -> str:

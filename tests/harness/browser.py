@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
@@ -27,7 +28,8 @@ def running_browser() -> Iterator[Browser]:
 def opened_page(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
     """Open an address in a new profile; at the end require no error, no warning, and no request to another host."""
     faults: list[str] = []
-    host = url.removesuffix("/docs")
+    parts = urlsplit(url)
+    host = f"{parts.scheme}://{parts.netloc}/"
     context = browser.new_context(**options)
     page = context.new_page()
     # Chromium writes a line for each response from 400 on and each lost connection; no page can prevent that.
