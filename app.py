@@ -23,9 +23,9 @@ from api.http.exception_handlers import add_exception_handlers
 from api.http.head import add_head_routes
 from api.http.openapi import customize_openapi
 from api.http.protocol import limit_connections
-from api.http.request_log import log_request, replace_access_log
+from api.http.request_log import log_request, log_traced_request, replace_access_log
 from api.http.request_metrics import RequestMetrics, create_api_metrics
-from api.http.request_middleware import RequestMiddleware
+from api.http.request_middleware import Recorder, RequestMiddleware
 from api.http.shutdown import release_on_stop
 from api.http.swagger import add_docs
 from api.http.traced_requests import RedactSpansMiddleware, is_probe
@@ -186,8 +186,10 @@ def create_app(settings: Settings) -> FastAPI:
         app.add_middleware(
             RedactSpansMiddleware, routes=[route.path for route in app.routes if isinstance(route, Route)]
         )
-    recorders = [RequestMetrics(metrics).record] if settings.metrics_port else []
-    app.add_middleware(RequestMiddleware, recorders=[*recorders, log_request])  # the last one is the outermost
+    recorders: list[Recorder] = [log_traced_request if tracing else log_request]
+    if settings.metrics_port:
+        recorders.append(RequestMetrics(metrics).record)
+    app.add_middleware(RequestMiddleware, recorders=recorders)  # the last one is the outermost
     return app
 
 

@@ -36,7 +36,7 @@ from celery_task_app.ml.schema import CustomerSchema, Feature, parse_features, s
 from celery_task_app.observability.exporter import MetricsServer
 from celery_task_app.observability.logs import configure_logging, log_event, stack_of
 from celery_task_app.observability.metrics import WorkerMetrics
-from celery_task_app.observability.tracing import Tracing
+from celery_task_app.observability.tracing import Tracing, current_trace_id
 from celery_task_app.settings import settings
 from celery_task_app.store.batches import BatchStore
 from celery_task_app.store.connection import connect
@@ -146,25 +146,27 @@ class PredictTask(celery.Task):
             )
             if span:
                 span.set_attributes(summary.to_attributes())
+            self._log(message, summary)
         summary.load_s = self.load_s
-        log_event(
-            logger,
-            logging.INFO,
-            "message",
-            {
-                "outcome": summary.outcome,
-                "message_id": self.request.id,
-                "worker": self.request.hostname,
-                "pid": os.getpid(),
-                "customers": summary.customers,
-                "queue_ms": None if summary.waited_s is None else _ms(summary.waited_s),
-                "predict_ms": _ms(summary.predict_s),
-                "store_ms": _ms(summary.store_s),
-                "retries": summary.retries,
-                **message.log_fields,
-            },
-        )
         return summary.to_text()
+
+    def _log(self, message: Message[Any], summary: MessageSummary) -> None:
+        """Log a finished message, with the id of the current trace if it has one."""
+        fields: dict[str, object] = {
+            "outcome": summary.outcome,
+            "message_id": self.request.id,
+            "worker": self.request.hostname,
+            "pid": os.getpid(),
+            "customers": summary.customers,
+            "queue_ms": None if summary.waited_s is None else _ms(summary.waited_s),
+            "predict_ms": _ms(summary.predict_s),
+            "store_ms": _ms(summary.store_s),
+            "retries": summary.retries,
+            **message.log_fields,
+        }
+        if self.tracing and (trace_id := current_trace_id()):
+            fields["trace_id"] = trace_id
+        log_event(logger, logging.INFO, "message", fields)
 
 
 @app.task(bind=True, base=PredictTask, name=PREDICT_TASK, message_type=PredictionMessage, ignore_result=True)

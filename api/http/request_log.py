@@ -8,6 +8,7 @@ from fastapi import Request
 from starlette.types import Scope
 
 from celery_task_app.observability.logs import log_event
+from celery_task_app.observability.tracing import current_trace_id
 from models import Customer
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,13 @@ def replace_access_log(*, with_form: bool) -> None:
 def add_log_fields(request: Request, **fields: object) -> None:
     """Add fields to the line of a request."""
     request.scope.setdefault(_FIELDS, {}).update(fields)
+
+
+def log_traced_request(scope: Scope, status: int, seconds: float) -> None:
+    """Log a finished request as `log_request` does, with the id of its trace."""
+    if trace_id := current_trace_id():
+        scope.setdefault(_FIELDS, {})["trace_id"] = trace_id
+    log_request(scope, status, seconds)
 
 
 def log_request(scope: Scope, status: int, seconds: float) -> None:

@@ -130,6 +130,12 @@ def trace_request(id_: str) -> str:
     return f"00-{trace.format_trace_id(context.trace_id)}-{trace.format_span_id(context.span_id)}-01"
 
 
+def current_trace_id() -> str:
+    """Return the id of the current trace, for a log line; empty if nothing is traced."""
+    context = trace.get_current_span().get_span_context()
+    return trace.format_trace_id(context.trace_id) if context.is_valid else ""
+
+
 def record_exception(error: BaseException) -> None:
     """Add the type and the stack of an exception to the current span, if there is one; never its text."""
     span = trace.get_current_span()

@@ -14,7 +14,7 @@ from celery_task_app.messaging.messages import PredictionMessage, PredictionRequ
 from tests.harness import marked_model
 from tests.harness.collector import CONSUMER, PRODUCER, SERVER, Collector, Context, Span
 from tests.harness.customers import Row
-from tests.harness.processes import until
+from tests.harness.processes import Process, until
 from tests.harness.publishing import mark_queued, publish
 from tests.harness.servers import Servers
 from tests.harness.service import Service, running_service
@@ -62,6 +62,19 @@ def send_at_once(service: Service, customer: Customer) -> list[str]:
         with connection, connection.makefile("rb") as file:
             answers.append(file.read().decode())
     return [json.loads(answer.partition("\r\n\r\n")[2])["task_id"] for answer in answers]
+
+
+def test_the_log_lines_of_a_traced_request_have_the_id_of_its_trace(
+    traced: Service, collector: Collector, customer: Customer
+) -> None:
+    task_id = traced.predict(customer)
+    trace_id = server_span(collector, task_id).context.trace_id
+    for process, event in ((traced.api, " request "), (traced.worker, " message ")):
+        until(lambda: line_of(process, event, task_id).endswith(f" trace_id={trace_id}"))  # noqa: B023 - called at once
+
+
+def line_of(process: Process, event: str, task_id: str) -> str:
+    return next((line for line in process.text().splitlines() if event in line and task_id in line), "")
 
 
 def test_each_of_many_requests_has_a_span_and_a_link_from_the_spans_of_its_message(

@@ -124,6 +124,13 @@ def test_every_file_of_the_table_exists_and_every_module_is_in_it() -> None:
     assert [str(path) for path in modules if not folders & {str(one) for one in (path, *path.parents)}] == []
 
 
+def test_the_table_of_records_has_every_record_with_its_title() -> None:
+    folder = ROOT / "docs/adr"
+    titles = {path.name: path.read_text().splitlines()[0] for path in folder.glob("0*.md")}
+    table = re.findall(r"^\| \[(\d+)\]\(([^)]+)\) \| (.+) \|$", (folder / "README.md").read_text(), re.MULTILINE)
+    assert {name: f"# {number}. {title}" for number, name, title in table} == titles
+
+
 def test_the_folders_of_the_readme_exist_and_are_all_folders_with_code() -> None:
     documented = {name for cell, *_ in PAGES["README.md"].rows("folder") for name in re.findall(r"[\w/.]+", cell)}
     assert [name for name in documented if not (ROOT / name).exists()] == []
