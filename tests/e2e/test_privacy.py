@@ -1,4 +1,4 @@
-"""Privacy: a customer's values are in no log, event, stored state or response.
+"""Privacy: a customer's values are in no log, metric, event, stored state or response.
 
 tests/integration/test_privacy.py has the headers of messages.
 """
@@ -20,8 +20,9 @@ from api.http.problems import ProblemType
 from celery_task_app.worker import PREDICT_TASK, PREDICTIONS
 from tests.harness import marked_model
 from tests.harness.assertions import assert_problem
+from tests.harness.metrics import scrape
 from tests.harness.monitoring import running_flower
-from tests.harness.processes import until
+from tests.harness.processes import free_port, until
 from tests.harness.servers import Servers
 from tests.harness.service import Service
 
@@ -67,10 +68,11 @@ def stored(uri: str) -> str:
 
 
 @pytest.mark.parametrize("servers", ["rabbitmq"], indirect=True)
-def test_the_values_are_in_no_log_event_or_state_after_retries(
+def test_the_values_are_in_no_log_metric_event_or_state_after_retries(
     servers: Servers, secret: dict[str, Any], tmp_path: Path
 ) -> None:
-    settings = {"MODEL_PATH": str(marked_model.save(tmp_path)), "LOG_LEVEL": "debug"}
+    port = free_port()
+    settings = {"MODEL_PATH": str(marked_model.save(tmp_path)), "LOG_LEVEL": "debug", "METRICS_PORT": str(port)}
     service = Service(servers, tmp_path, settings, celery_app="tests.harness.workers.impatient")
     service.worker.command = [*service.worker.command, "-E"]
     try:
@@ -93,6 +95,10 @@ def test_the_values_are_in_no_log_event_or_state_after_retries(
         assert "attempt lost" in service.worker.text()
         assert_no_secret(service.worker.text())
         assert_no_secret(service.api.text())
+        in_api, in_worker = scrape(port), scrape(port + 1)
+        assert in_api.value("churn_refused_inputs_total", feature="Gender", code="literal_error") == 1
+        assert in_worker.value("churn_worker_messages_total", kind="predictions", outcome="lost") >= 4
+        assert_no_secret(in_api.text + in_worker.text)
         assert_no_secret(events)
         states = stored(servers.backend_uri)
         assert all(task_id in states for task_id in ids)
