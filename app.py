@@ -8,7 +8,6 @@ from functools import partial
 
 from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
-from starlette.routing import Route
 
 import api.batches
 import api.operations
@@ -183,12 +182,9 @@ def create_app(settings: Settings) -> FastAPI:
     if digests := parse_digests(settings.api_keys):
         app.add_middleware(APIKeyMiddleware, digests=digests)
     if tracing:
-        app.add_middleware(
-            RedactSpansMiddleware, routes=[route.path for route in app.routes if isinstance(route, Route)]
-        )
-    recorders: list[Recorder] = [log_traced_request if tracing else log_request]
-    if settings.metrics_port:
-        recorders.append(RequestMetrics(metrics).record)
+        app.add_middleware(RedactSpansMiddleware)
+    recorders: list[Recorder] = [RequestMetrics(metrics).record] if settings.metrics_port else []
+    recorders.append(log_traced_request if tracing else log_request)
     app.add_middleware(RequestMiddleware, recorders=recorders)  # the last one is the outermost
     return app
 

@@ -139,11 +139,11 @@ class BatchIntake:
                 files.callback(_close, chunks)
             async with self._received(spool, body, media_type), self._turn(media_type):
                 receipt = BatchReceipt(batch_id)
-                lengths: list[int] = []
-                steps = self._validate(spool, media_type, receipt, chunks, lengths, all_or_none=all_or_none)
+                chunk_sizes: list[tuple[int, int]] = []
+                steps = self._validate(spool, media_type, receipt, chunks, chunk_sizes, all_or_none=all_or_none)
                 await self._run(steps, is_disconnected)
                 traceparent = trace_request(batch_id) if self._tracing else ""
-                await self._run(self._publish(receipt, chunks, lengths, traceparent))
+                await self._run(self._publish(receipt, chunks, chunk_sizes, traceparent))
         return receipt
 
     def release(self) -> None:
@@ -232,11 +232,11 @@ class BatchIntake:
         media_type: str,
         receipt: BatchReceipt,
         chunks: IO[bytes],
-        lengths: list[int],
+        chunk_sizes: list[tuple[int, int]],
         *,
         all_or_none: bool,
     ) -> Iterator[None]:
-        """Write the content of each chunk's message to a file, and its length to a list; a step is a chunk."""
+        """Write the content of each chunk to a file, and its rows and its length to a list; a step is a chunk."""
         for part in self._parser.parse(body, media_type, self._chunk_rows):
             receipt.total += len(part.rows)
             receipt.refused += len(part.invalid)
@@ -252,7 +252,7 @@ class BatchIntake:
                 )
             if part.rows:
                 with _no_space():
-                    lengths.append(chunks.write(encode_chunk(part.rows, part.columns)))
+                    chunk_sizes.append((len(part.rows), chunks.write(encode_chunk(part.rows, part.columns))))
             yield
         if not receipt.total or (all_or_none and receipt.refused):
             raise RowsRefused("rows are not valid customers", receipt.refused, receipt.listed)
@@ -260,16 +260,15 @@ class BatchIntake:
             chunks.seek(0)  # writes the rest of Python's buffer
 
     def _publish(
-        self, receipt: BatchReceipt, chunks: IO[bytes], lengths: list[int], traceparent: str
+        self, receipt: BatchReceipt, chunks: IO[bytes], chunk_sizes: list[tuple[int, int]], traceparent: str
     ) -> Iterator[None]:
         """Publish the chunks; a step is a chunk."""
         self._backlog.check()
         # If this fails there is nothing to delete: the store would fail again, and no client knows the id.
-        self._store.create(receipt.batch_id, receipt.total, len(lengths))
+        self._store.create(receipt.batch_id, receipt.total, len(chunk_sizes))
         try:
-            for number, length in enumerate(lengths):
+            for number, (rows, length) in enumerate(chunk_sizes):
                 message = ChunkMessage(receipt.batch_id, number, chunks.read(length).decode(), traceparent)
-                rows = min(receipt.total, self._chunk_rows)
                 with self._tracing.publishing(message, rows) if self._tracing else contextlib.nullcontext():
                     self._publisher.publish(message)
                 self._backlog.record_published(rows)

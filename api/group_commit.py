@@ -19,6 +19,7 @@ from api.backpressure import Backlog
 from celery_task_app.errors import BrokerUnavailable, Overloaded, ResultStoreUnavailable, Unavailable
 from celery_task_app.messaging.messages import PredictionMessage, PredictionRequest
 from celery_task_app.messaging.publisher import Publisher
+from celery_task_app.observability.logs import log_event, stack_of
 from celery_task_app.observability.tracing import Tracing, trace_request
 from celery_task_app.store.predictions import PredictionStore
 
@@ -162,8 +163,9 @@ class GroupCommitter:
                 end = self._accept(group)
             except Unavailable as error:
                 end = error
-            except Exception:
-                logger.exception("message not published predictions=%d", len(group))
+            except Exception as error:  # noqa: BLE001 - keep the thread alive
+                fields = {"predictions": len(group), "type": type(error).__name__, "stack": stack_of(error)}
+                log_event(logger, logging.ERROR, "message not published", fields)
                 end = BrokerUnavailable("not published")
             is_away = isinstance(end, Unavailable) and not isinstance(end, Overloaded)
             self._failure, self._failed_at = str(end) if is_away else "", time.monotonic()

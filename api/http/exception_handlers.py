@@ -29,13 +29,13 @@ _KINDS = {"header": ProblemType.BAD_HEADER, "query": ProblemType.BAD_PARAMETER}
 
 
 def add_exception_handlers(app: FastAPI) -> None:
-    """Answer every exception with a problem."""
+    """Answer each expected exception with a problem; request_middleware.py answers all others."""
     log_unavailable = _UnavailableLog().record
 
     async def service_error(_request: Request, error: ChurnServiceError) -> Response:
         kind = ProblemType.of(error)
         if kind is ProblemType.INTERNAL_ERROR:
-            raise error  # so that the traceback is logged
+            raise error  # it is a defect
         if kind is ProblemType.UNAVAILABLE:
             log_unavailable(error)
         response = problem(kind, f"{error}.", getattr(error, "retry_after_s", RETRY_AFTER_S))
@@ -48,7 +48,6 @@ def add_exception_handlers(app: FastAPI) -> None:
         RequestValidationError: _validation_error,
         HTTPException: _framework_error,
         ClientDisconnect: _client_disconnect,
-        Exception: _defect,
     }
     for error, handler in handlers.items():
         app.add_exception_handler(error, handler)
@@ -59,14 +58,14 @@ class _UnavailableLog:
 
     def __init__(self) -> None:
         self._logged_at = -math.inf
-        self._requests = 0  # since the last line
+        self._requests = 0  # since the start of the process
 
     def record(self, error: ChurnServiceError) -> None:
         """Count a request, and log its error if the last line is a second old."""
         self._requests += 1
         if (now := time.monotonic()) >= self._logged_at + _LOG_PERIOD_S:
-            logger.warning("unavailable requests=%d reason=%s", self._requests, error)
-            self._logged_at, self._requests = now, 0
+            logger.warning("unavailable requests_total=%d reason=%s", self._requests, error)
+            self._logged_at = now
 
 
 async def _validation_error(request: Request, error: RequestValidationError) -> Response:
@@ -78,7 +77,7 @@ async def _validation_error(request: Request, error: RequestValidationError) -> 
     ]
     kind = _KINDS.get(str(faults[0]["loc"][0]), ProblemType.INVALID_FEATURES)
     if kind is ProblemType.INVALID_FEATURES:
-        request.scope["faults"] = [(fault["loc"][-1], fault["type"]) for fault in faults]  # for request_metrics.py
+        request.scope["faults"] = [(fault["loc"][-1], fault["type"]) for fault in faults]
     return problem(kind, "See errors.", errors=[fault.model_dump() for fault in named])
 
 
@@ -102,11 +101,3 @@ def _allowed_methods(request: Request) -> list[str]:
 
 async def _client_disconnect(_request: Request, _error: ClientDisconnect) -> Response:
     return Response(status_code=HTTPStatus.BAD_REQUEST)  # for the access log: the client is gone
-
-
-async def _defect(request: Request, _error: Exception) -> Response:
-    """Name the request for the log; this response does not pass the middleware of the API."""
-    response = problem(ProblemType.INTERNAL_ERROR, "See the log of the API.")
-    if request_id := request.scope.get("request_id"):
-        response.headers["X-Request-ID"] = request_id
-    return response

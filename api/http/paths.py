@@ -1,6 +1,19 @@
-"""Paths behind a prefix: `uvicorn --root-path /ml` adds `/ml` to the path of each request that a proxy has stripped."""
+"""Paths of requests: behind a prefix, and without texts of clients.
 
+`uvicorn --root-path /ml` adds `/ml` to the path of each request that a proxy has stripped.
+"""
+
+from functools import lru_cache
+from uuid import UUID
+
+from starlette.applications import Starlette
 from starlette.types import Scope
+
+PROBES = ("/livez", "/readyz")
+"""The routes of health probes, which have no log line and no span."""
+
+REDACTED = "REDACTED"
+"""Stands for a text of a client that may be a customer's value."""
 
 
 def route_path(scope: Scope) -> str:
@@ -12,6 +25,29 @@ def route_path(scope: Scope) -> str:
 def public_path(scope: Scope, path: str) -> str:
     """Return a path of this service with the prefix, as clients have it."""
     return _prefix(scope) + path
+
+
+def redact_path(scope: Scope) -> str:
+    """Return the path of a request with only the words of routes and the ids; other words may be customers' values."""
+    words = _words(scope["app"])
+    return _prefix(scope) + "/".join(
+        word if word in words else redact_id(word) for word in route_path(scope).split("/")
+    )
+
+
+def redact_id(text: str) -> str:
+    """Return the canonical form of an id; REDACTED for another text."""
+    try:
+        return str(UUID(text))
+    except ValueError:
+        return REDACTED
+
+
+@lru_cache(4)
+def _words(app: Starlette) -> frozenset[str]:
+    """Return the words in the paths of an app's routes."""
+    templates = [getattr(route, "path", "") for route in app.routes]
+    return frozenset(word for template in templates for word in template.split("/") if not word.startswith("{"))
 
 
 def _prefix(scope: Scope) -> str:

@@ -170,9 +170,10 @@ class BoundedProtocol(HttpToolsProtocol):
         """Answer with a problem, unless another response is not complete, and close the connection."""
         self._is_refused = True
         if self._is_started:
-            self.cycle.scope["refused"] = status  # type: ignore[typeddict-unknown-key]  # for request_metrics.py
+            self.cycle.scope["refused"] = status  # type: ignore[typeddict-unknown-key]  # for request_middleware.py
         self.on_refused()
-        self.logger.warning("connection closed: the request was refused client=%s status=%d", self.client, status)
+        client = self.client[0] if self.client else None
+        self.logger.warning("connection closed: the request was refused client=%s status=%d", client, status)
         is_own = self._is_started and not self.pipeline and not self.cycle.response_started
         if self.cycle is None or self.cycle.response_complete or is_own:
             lines = [b"%s: %s\r\n" % header for header in response.raw_headers]

@@ -7,15 +7,15 @@ from urllib.parse import quote
 from fastapi import Request
 from starlette.types import Scope
 
+from api.http.paths import PROBES, redact_id, redact_path
 from celery_task_app.observability.logs import log_event
 from celery_task_app.observability.tracing import current_trace_id
 from models import Customer
 
 logger = logging.getLogger(__name__)
 
-_PROBES = {"/livez", "/readyz"}
 _UNSAFE = re.compile(r"[^!#-<>-~]")  # a blank, a quote, `=`, and every character that is not printable ASCII
-_PATH_CHARACTERS = 200
+_IDS = ("task_id", "batch_id")
 _FAULTS = 5
 _FIELDS = "log_fields"
 
@@ -49,7 +49,7 @@ def log_traced_request(scope: Scope, status: int, seconds: float) -> None:
 def log_request(scope: Scope, status: int, seconds: float) -> None:
     """Log a finished request, unless it was a health probe."""
     route = scope["route"].path if "route" in scope else None
-    if route in _PROBES or not logger.isEnabledFor(logging.INFO):
+    if route in PROBES or not logger.isEnabledFor(logging.INFO):
         return
     client = scope.get("client")
     fields: dict[str, object] = {
@@ -62,9 +62,8 @@ def log_request(scope: Scope, status: int, seconds: float) -> None:
     if client:
         fields["client"] = _safe(f"{client[0]}")
     if route is None:
-        fields["path"] = _safe(scope["path"][:_PATH_CHARACTERS])
-    for name, value in scope.get("path_params", {}).items():
-        fields[name] = _safe(f"{value}"[:_PATH_CHARACTERS])
+        fields["path"] = _safe(redact_path(scope))
+    fields.update({name: redact_id(text) for name, text in scope.get("path_params", {}).items() if name in _IDS})
     fields.update(scope.get(_FIELDS, ()))
     if "problem" in scope:
         fields["problem"] = scope["problem"]

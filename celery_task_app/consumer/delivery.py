@@ -6,7 +6,6 @@
 - While the result store is away, the message is tried again for two seconds, then published anew.
 """
 
-import itertools
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -68,7 +67,7 @@ class MessageSummary:
     load_s: float = 0.0
 
     def to_text(self) -> str:
-        """Return the summary as key=value, which Celery logs at the end of the message."""
+        """Return the summary as key=value, which Celery sends to the main process."""
         waited_s = "" if self.waited_s is None else f"{self.waited_s:.4f}"
         return (
             f"kind={self.kind} outcome={self.outcome} customers={self.customers} retries={self.retries} "
@@ -204,9 +203,9 @@ class DeliveryPolicy:
 
     def _predict_and_save(self, message: Message[Any], model: Model, deadline: float, summary: MessageSummary) -> None:
         """Predict the pending customers of a message, and store all outcomes."""
-        times = [time.perf_counter()]
+        clock = [time.perf_counter()]
         pending, expired, summary.waited_s = retry_until(deadline, lambda: message.look_up(self._stores))
-        times.append(time.perf_counter())
+        clock.append(time.perf_counter())
         outcomes = dict(expired)
         if pending:
             outcomes |= predict_each(lambda ids: message.predict(model, ids), pending)
@@ -215,13 +214,12 @@ class DeliveryPolicy:
             id_ for id_ in message.explained_ids if isinstance(outcomes.get(id_), float) and model.explains
         ]:
             outcomes |= predict_each(lambda ids: message.explain(model, {id_: outcomes[id_] for id_ in ids}), explained)
-        times.append(time.perf_counter())
-        predict_s = times[-1] - times[-2]
-        stages = None if summary.waited_s is None else WorkerTimes(round(summary.waited_s, 6), round(predict_s, 6))
-        retry_until(deadline, lambda: message.save(self._stores, outcomes, model.version, stages))
-        times.append(time.perf_counter())
-        looked_up, predicted, saved = (end - begin for begin, end in itertools.pairwise(times))
-        summary.customers, summary.predict_s, summary.store_s = len(pending), predicted, looked_up + saved
+        clock.append(time.perf_counter())
+        summary.customers, summary.predict_s = len(pending), clock[2] - clock[1]
+        waited_s, predict_s = summary.waited_s, round(summary.predict_s, 6)
+        times = None if waited_s is None else WorkerTimes(round(waited_s, 6), predict_s)
+        retry_until(deadline, lambda: message.save(self._stores, outcomes, model.version, times))
+        summary.store_s = clock[1] - clock[0] + time.perf_counter() - clock[2]
 
     def _check_model(self, model: Model, outcomes: Sequence[object]) -> None:
         """Tell a model that fails from customers that it cannot predict.

@@ -99,7 +99,7 @@ class Message(Protocol[Id]):
 
     @property
     def task_id(self) -> str | None:
-        """The id of the only prediction in the message, for Celery's log; else None, and the publisher makes an id."""
+        """The id of the only prediction, which is the id of its message too; else None, and the publisher makes one."""
 
     @property
     def ids(self) -> Sequence[Id]:

@@ -146,7 +146,7 @@ def _read_and_check(path: Path) -> tuple[Artifact, bytes]:
         )
         expected_sha256, libraries = manifest["sha256"], dict(manifest["libraries"])
     except ArtifactMissing:
-        logger.warning("model not verified path=%s reason='no manifest beside it'", path)
+        logger.warning("model not verified path=%s reason=%s", path, "no manifest beside it")
         return Artifact(name=path.stem, version=sha256[:12], sha256=sha256, features={}), content
     except (ValueError, LookupError, TypeError) as error:
         raise _damaged_manifest(manifest_path, error) from error

@@ -5,6 +5,7 @@ import sys
 import threading
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
@@ -49,7 +50,8 @@ class MetricsServer:
             return
         self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
         self._thread.start()
-        logger.info("metrics served url=http://%s:%d%s", *self._server.server_address[:2], PATH)
+        host, port = self._server.server_address[:2]
+        logger.info("metrics served url=%s", f"http://{host!s}:{port}{PATH}")
 
     def close(self) -> None:
         """Stop answering, and free the port; a second call does nothing."""
@@ -94,7 +96,7 @@ class _Server(ThreadingHTTPServer):
     allow_reuse_port = False  # else two processes would share the port, and each scrape would show one of them
     daemon_threads = True
 
-    def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002 - an argument of socketserver
+    def handle_error(self, request: object, client_address: Any) -> None:  # noqa: ARG002 - an argument of socketserver
         """Log an error of a metric; a scraper that disconnects is none."""
         if not isinstance(sys.exception(), OSError):
-            logger.error("scrape failed client=%s", client_address, exc_info=sys.exception())
+            logger.error("scrape failed client=%s", client_address[0], exc_info=sys.exception())

@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import PurePath
+from textwrap import indent
 from typing import Literal
 
 _ARGUMENT = re.compile(r"(?:(?<![\w.])(\w+)=)?%(?:%|[-+ #0]*\d*(?:\.\d+)?[diouxXeEfFgGcrsa])")
@@ -32,7 +33,7 @@ def configure_logging(level: str | int, log_format: Literal["text", "json"], fil
         Whether the form was set.
     """
     root = logging.getLogger()
-    if any(not isinstance(handler.formatter, TextFormatter | JSONFormatter) for handler in root.handlers):
+    if any(not isinstance(handler.formatter, TextFormatter) for handler in root.handlers):
         return False
     handler = logging.handlers.WatchedFileHandler(file, encoding="utf-8") if file else logging.StreamHandler(sys.stderr)
     handler.setFormatter(JSONFormatter() if log_format == "json" else TextFormatter())
@@ -40,6 +41,7 @@ def configure_logging(level: str | int, log_format: Literal["text", "json"], fil
     root.handlers = [handler]
     # Optimizations of Python's logging cookbook: no line has these attributes of a record.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging.logAsyncioTasks = False  # type: ignore[attr-defined]  # from Python 3.12 on
     root.setLevel(handler.level)
     return True
 
@@ -69,7 +71,7 @@ class TextFormatter(logging.Formatter):
             message = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in message)
         line = f"{_utc(record.created)} {record.levelname} {record.name} {message}"
         details = self._details(record)
-        return f"{line}\n{details}" if details else line
+        return f"{line}\n{indent(details, '  ')}" if details else line  # so that no text in it looks like a line
 
     def _details(self, record: logging.LogRecord) -> str:
         parts = [self.formatException(record.exc_info)] if record.exc_info else []
@@ -82,15 +84,15 @@ class JSONFormatter(TextFormatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the object of a record."""
         event, fields = _split(record)
-        line = {"time": _utc(record.created), "level": record.levelname.lower(), "logger": record.name, "event": event}
+        head = {"time": _utc(record.created), "level": record.levelname.lower(), "logger": record.name, "event": event}
         if details := self._details(record):
             fields["exception"] = details
-        return json.dumps(line | fields, default=str)
+        return json.dumps(head | {name: value for name, value in fields.items() if name not in head}, default=str)
 
 
 def _split(record: logging.LogRecord) -> tuple[str, dict[str, object]]:
     """Return the text of a record without its fields, and the fields."""
-    if not isinstance(record.msg, str) or not isinstance(record.args, tuple):
+    if not record.args or not isinstance(record.msg, str) or not isinstance(record.args, tuple):
         return record.getMessage(), {}
     event, names = _parse(record.msg)
     if len(names) != len(record.args):

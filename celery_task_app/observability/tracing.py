@@ -7,7 +7,7 @@ customer's values.
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from opentelemetry import trace
@@ -67,23 +67,19 @@ class Tracing:
         thread.start()
         thread.join(within_s)
 
-    @contextmanager
-    def publishing(self, message: Message[Any], customers: int) -> Iterator[Span]:
+    def publishing(self, message: Message[Any], customers: int) -> AbstractContextManager[Span]:
         """Trace the publication of a message with some customers."""
         attributes: dict[str, str | int] = {"messaging.operation.name": "publish", "messaging.operation.type": "send"}
-        with self._span(message, customers, SpanKind.PRODUCER, attributes) as span:
-            yield span
+        return self._span(message, customers, SpanKind.PRODUCER, attributes)
 
-    @contextmanager
-    def processing(self, message: Message[Any], message_id: str) -> Iterator[Span]:
+    def processing(self, message: Message[Any], message_id: str) -> AbstractContextManager[Span]:
         """Trace the processing of a message that has this id in Celery."""
         attributes: dict[str, str | int] = {
             "messaging.operation.name": "process",
             "messaging.operation.type": "process",
             "messaging.message.id": message_id,
         }
-        with self._span(message, len(message.ids), SpanKind.CONSUMER, attributes) as span:
-            yield span
+        return self._span(message, len(message.ids), SpanKind.CONSUMER, attributes)
 
     @contextmanager
     def _span(
@@ -131,9 +127,9 @@ def trace_request(id_: str) -> str:
 
 
 def current_trace_id() -> str:
-    """Return the id of the current trace, for a log line; empty if nothing is traced."""
+    """Return the id of the current trace, for a log line; empty if there is none, or it is not sampled."""
     context = trace.get_current_span().get_span_context()
-    return trace.format_trace_id(context.trace_id) if context.is_valid else ""
+    return trace.format_trace_id(context.trace_id) if context.trace_flags.sampled else ""
 
 
 def record_exception(error: BaseException) -> None:

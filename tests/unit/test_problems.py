@@ -9,10 +9,10 @@ from http import HTTPStatus
 import pytest
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
-from starlette.types import Receive, Scope, Send
 
 from api.http.exception_handlers import add_exception_handlers
 from api.http.problems import ProblemType, problem, problem_responses
+from api.http.request_middleware import RequestMiddleware
 from celery_task_app import errors
 from models import Problem
 from tests.unit.asgi import ASGIResponse, call
@@ -171,18 +171,24 @@ def test_a_refusal_of_the_framework_is_a_problem_without_a_type_of_its_own() -> 
 
 
 @pytest.mark.parametrize("error", [errors.ArtifactCorrupt("no manifest"), RuntimeError("a secret")])
-def test_a_defect_is_an_internal_error_without_its_message_and_its_traceback_is_raised(error: Exception) -> None:
+def test_a_defect_is_an_internal_error_and_its_type_and_places_are_logged(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
     app = FastAPI()
     add_exception_handlers(app)
+    app.add_middleware(RequestMiddleware, recorders=[])
 
     @app.get("/")
     async def route(_request: Request) -> None:
         raise error
 
-    async def server(scope: Scope, receive: Receive, send: Send) -> None:
-        with pytest.raises(type(error)):
-            await app(scope, receive, send)
-
-    response = call(server, "GET", "/")
+    response = call(app, "GET", "/", headers={"X-Request-ID": "mine"})
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line.startswith(
+        f"request failed request_id=mine type={type(error).__name__} stack=http/request_middleware.py:"
+    )
+    assert ">unit/test_problems.py:" in line
+    assert str(error) not in caplog.text
+    assert response.headers["x-request-id"] == "mine"
     assert (response.status, response.json()["type"]) == (500, "/problems/internal-error")
     assert str(error).encode() not in response.body

@@ -1,13 +1,13 @@
 """Each request has one line and one id; no text of a client imitates a field or a line, and no value is logged."""
 
 import logging
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from fastapi import FastAPI, Request
 from hypothesis import given
 from hypothesis import strategies as st
-from starlette.types import Receive, Scope, Send
 
 from api.http.exception_handlers import add_exception_handlers
 from api.http.request_log import log_request
@@ -15,6 +15,8 @@ from api.http.request_middleware import RequestMiddleware
 from app import app
 from celery_task_app.errors import ResultStoreUnavailable
 from tests.unit.asgi import ASGIResponse, call
+
+TASK_ID = "0f3d6c1a-52a7-4f5e-8a55-7d0a3f5e9b21"
 
 
 @pytest.fixture
@@ -44,10 +46,20 @@ def test_a_line_has_method_route_status_time_and_ids(log: pytest.LogCaptureFixtu
     }
 
 
-def test_an_unknown_path_is_logged_without_its_query(log: pytest.LogCaptureFixture) -> None:
-    call(app, "GET", "/nothing?secret=1")
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("/nothing?secret=1", "/REDACTED"),
+        ("/churn/result/42.5/more", "/churn/result/REDACTED/REDACTED"),
+        (f"/churn/nothing/{TASK_ID}", f"/churn/REDACTED/{TASK_ID}"),
+    ],
+)
+def test_an_unknown_path_is_logged_with_words_of_routes_and_ids_only(
+    log: pytest.LogCaptureFixture, path: str, shown: str
+) -> None:
+    call(app, "GET", path)
     fields = fields_of(log)
-    assert (fields["route"], fields["path"], fields["status"]) == ("other", "/nothing", "404")
+    assert (fields["route"], fields["path"], fields["status"]) == ("other", shown, "404")
 
 
 def test_a_refused_customer_is_logged_with_its_faults_and_without_values(log: pytest.LogCaptureFixture) -> None:
@@ -61,13 +73,14 @@ def test_a_refused_customer_is_logged_with_its_faults_and_without_values(log: py
     assert "secret" not in str(fields)
 
 
+def services() -> Any:
+    """Return what a route reads of the services before it calls one."""
+    return SimpleNamespace(body_max_bytes=16_384)
+
+
 def with_body_limit(body: bytes) -> ASGIResponse:
     """Send a customer to the app, whose lifespan did not run."""
-
-    class Services:
-        body_max_bytes = 16_384
-
-    app.state.services = Services()
+    app.state.services = services()
     try:
         return call(app, "POST", "/churn/predict", body, {"content-type": "application/json"})
     finally:
@@ -76,19 +89,17 @@ def with_body_limit(body: bytes) -> ASGIResponse:
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz"])
 def test_probes_are_left_out(log: pytest.LogCaptureFixture, path: str) -> None:
-    ended = {"type": "http", "method": "GET", "path": path, "client": None, "request_id": "1", "route": Route(path)}
-    log_request(ended, 200, 0.1)
-    assert log.records == []
+    app.state.services = services()
+    try:
+        assert call(app, "GET", path).status in (200, 500)  # there is no result store
+    finally:
+        del app.state.services
+    assert [record for record in log.records if record.name == "api.http.request_log"] == []
 
 
 def test_an_unknown_path_that_ends_like_a_probe_is_logged(log: pytest.LogCaptureFixture) -> None:
     call(app, "GET", "/secret/livez")
-    assert fields_of(log)["path"] == "/secret/livez"
-
-
-class Route:
-    def __init__(self, path: str) -> None:
-        self.path = path
+    assert fields_of(log)["path"] == "/REDACTED/livez"
 
 
 @given(st.text(), st.text(), st.text(max_size=300))
@@ -100,7 +111,7 @@ def test_no_text_of_a_client_adds_a_field_or_a_line(client: str, path: str, task
     logger.addHandler(handler)
     level, logger.level = logger.level, logging.INFO
     try:
-        scope = {"method": "GET", "path": path, "client": (client, 1), "path_params": {"task_id": task_id}}
+        scope = {"app": app, "method": "GET", "path": path, "client": (client, 1), "path_params": {"task_id": task_id}}
         log_request({**scope, "request_id": "1"}, 404, 0.1)
     finally:
         logger.removeHandler(handler)
@@ -110,7 +121,6 @@ def test_no_text_of_a_client_adds_a_field_or_a_line(client: str, path: str, task
     names = [field.split("=")[0] for field in line.split(" ")]
     assert names == ["request", "method", "route", "status", "ms", "request_id", "client", "path", "task_id"]
     assert line.count("=") == len(names) - 1
-    assert len(line) < 2_600
 
 
 # X-Request-ID
@@ -133,27 +143,17 @@ def test_a_request_id_with_other_characters_is_replaced(sent: str) -> None:
     assert 1 <= len(made) <= 128
 
 
-def test_a_defect_has_the_request_id_too(log: pytest.LogCaptureFixture) -> None:
+def test_a_defect_is_logged_as_500(log: pytest.LogCaptureFixture) -> None:
     failing = FastAPI()
-    add_exception_handlers(failing)
     failing.add_middleware(RequestMiddleware, recorders=[log_request])
 
     @failing.get("/fails")
     async def fails() -> None:
         raise RuntimeError("a secret")
 
-    answers: list[Any] = []
-
-    async def catching(scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await failing(scope, receive, send)
-        except RuntimeError as error:
-            answers.append(error)
-
-    answer = call(catching, "GET", "/fails", headers={"X-Request-ID": "mine-2"})
-    assert len(answers) == 1
-    assert (answer.status, answer.headers["x-request-id"]) == (500, "mine-2")
-    assert (fields_of(log)["request_id"], fields_of(log)["status"]) == ("mine-2", "500")
+    assert call(failing, "GET", "/fails", headers={"X-Request-ID": "mine-2"}).status == 500
+    fields = fields_of(log)
+    assert (fields["request_id"], fields["status"], fields["problem"]) == ("mine-2", "500", "internal-error")
 
 
 # The cause of a 503
@@ -170,6 +170,6 @@ def test_the_cause_of_many_503s_is_logged_once_a_second(log: pytest.LogCaptureFi
     statuses = [call(failing, "GET", "/fails").status for _ in range(20)]
     causes = [record for record in log.records if record.name == "api.http.exception_handlers"]
     assert statuses == [503] * 20
-    assert causes[0].getMessage() == "unavailable requests=1 reason=the result store is away"
+    assert causes[0].getMessage() == "unavailable requests_total=1 reason=the result store is away"
     assert causes[0].exc_info is None
     assert len(causes) <= 1 + (causes[-1].created - causes[0].created)

@@ -169,8 +169,9 @@ def test_a_server_span_has_no_text_of_a_client(recorded: Recorded, path: str, sh
 
     templates = ("/churn/predict", "/churn/result/{id}")
     app = Starlette(routes=[Route(template, answer, methods=["POST"]) for template in templates])
+    app.add_middleware(RedactSpansMiddleware)
     with recorded.request():
-        call(RedactSpansMiddleware(app, templates), "POST", f"{path}?Credit_Limit=31415.92653")
+        call(app, "POST", f"{path}?Credit_Limit=31415.92653")
     (span,) = recorded.spans
     assert span.attributes == {"url.path": shown, "url.query": "REDACTED"}
 
