@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 
+from api.http.parameters import WITHOUT, openapi_parameters
 from api.http.problems import ProblemType, problem, problem_responses
 from api.http.responses import NO_STORE, model_response
 from api.services import get_services
@@ -87,13 +88,16 @@ async def get_liveness() -> Alive:
     tags=["operations"],
     response_model=Ready,
     response_description="Ready",
-    responses=NO_STORE | problem_responses(ProblemType.NOT_READY),
+    responses=NO_STORE | problem_responses(ProblemType.BAD_PARAMETER, ProblemType.NOT_READY),
+    openapi_extra=openapi_parameters(WITHOUT),
 )
 async def get_readiness(request: Request) -> Response:
     """Answer whether a prediction that is accepted now would be computed, with the state of each part."""
+    is_without_workers = WITHOUT.read(request) is not None
     readiness = await get_services(request).readiness.check()
-    if not readiness.is_ready:
-        return problem(ProblemType.NOT_READY, " ".join(readiness.problems), **asdict(readiness))
+    problems = readiness.acceptance_problems if is_without_workers else readiness.problems
+    if problems:
+        return problem(ProblemType.NOT_READY, " ".join(problems), **asdict(readiness))
     return JSONResponse({"status": "ready", **asdict(readiness)}, headers={"Cache-Control": "no-store"})
 
 

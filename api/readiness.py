@@ -49,15 +49,20 @@ class Readiness:
     warnings: list[str] = field(default_factory=list)
 
     @property
-    def problems(self) -> list[str]:
-        """The reasons why a prediction or a batch that is accepted now would not be computed, as sentences."""
+    def acceptance_problems(self) -> list[str]:
+        """The reasons why this process would accept no prediction now, as sentences; it needs no worker for that."""
         parts = {
             "The broker": self.broker,
             "The result store": self.result_store,
             "The subscription to completions": self.subscription,
             "The last submission": self.submissions,
         }
-        found = [f"{name} failed: {state.rstrip('.')}." for name, state in parts.items() if state != _UP]
+        return [f"{name} failed: {state.rstrip('.')}." for name, state in parts.items() if state != _UP]
+
+    @property
+    def problems(self) -> list[str]:
+        """The reasons why a prediction or a batch that is accepted now would not be computed, as sentences."""
+        found = self.acceptance_problems
         if self.result_store == _UP:
             found += [
                 f"No worker that can predict consumes `{queue}`, the queue of {content}: see workers."

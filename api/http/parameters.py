@@ -80,6 +80,11 @@ CANCEL_AFTER = OptionalHeader[int](
 EXPLAIN = OptionalQuery[Literal["true", "false"]](
     "explain", Literal["true", "false"], "`true`: the prediction has `reasons`."
 )
+WITHOUT = OptionalQuery[Literal["workers"]](
+    "without",
+    Literal["workers"],
+    "`workers`: would a prediction be accepted now? It waits in the queue if no worker runs.",
+)
 PREFER = OptionalHeader[str](
     "Prefer", str, "Wait for the prediction before the response, for example up to five seconds: `wait=5` (RFC 7240)."
 )

@@ -1,14 +1,15 @@
 """The health check of a worker container: `python -m celery_task_app.consumer.healthcheck`.
 
-It exits with 0 if a worker of this host consumes messages and can predict, else with 1 and a sentence. Each worker
-writes its status to a file, and this module imports only the standard library: 0.03 s of CPU time instead of 0.4 s
-with a client of the result store.
+It exits with 0 if a worker of this host consumes messages and can predict, else with 1 and a sentence. With `--hang` it
+exits with 1 only if a restart would help. Each worker writes its status to a file, and this module imports only the
+standard library: 0.03 s of CPU time instead of 0.4 s with a client of the result store.
 """
 
 import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import gettempdir
 
@@ -45,21 +46,53 @@ def remove_status(pid: int) -> None:
 def find_problem() -> str:
     """Return why no worker of this host can predict; an empty text if one can."""
     problem, stale = "", "no worker of this host consumes messages"
-    for path in status_folder().glob("[0-9]*"):
-        try:
-            status = json.loads(path.read_text())
-            age_s = time.monotonic() - status["monotonic"]
-        except (OSError, ValueError, LookupError, TypeError):
-            continue
-        if 0 <= age_s <= MAX_AGE_S:
-            if not status["problem"]:
-                return ""
-            problem = f"worker {path.name}: {status['problem']}"
-        elif age_s >= 0:
-            stale = f"worker {path.name} has written no status for {age_s:.0f} s"
+    for pid, age_s, reported in _read_statuses():
+        if age_s > MAX_AGE_S:
+            stale = f"worker {pid} has written no status for {age_s:.0f} s"
+        elif not reported:
+            return ""
+        else:
+            problem = f"worker {pid}: {reported}"
     return problem or stale
 
 
+def find_hang() -> str:
+    """Return which worker of this host must be restarted; an empty text if none must.
+
+    A worker that has lost the broker removes its status and connects again by itself, and it replaces pool processes
+    that are stuck. Only a main process that hangs neither writes its status nor removes it.
+    """
+    hang = ""
+    for pid, age_s, _ in _read_statuses():
+        if age_s <= MAX_AGE_S:
+            return ""
+        if _is_running(pid):  # the file of a worker that was killed stays
+            hang = f"worker {pid} has written no status for {age_s:.0f} s"
+    return hang
+
+
+def _read_statuses() -> Iterator[tuple[int, float, str]]:
+    """Yield the pid, the age in seconds and the problem of each status of this host."""
+    for path in status_folder().glob("[0-9]*"):
+        try:
+            status = json.loads(path.read_text())
+            pid, age_s, problem = int(path.name), time.monotonic() - status["monotonic"], status["problem"]
+        except (OSError, ValueError, LookupError, TypeError):
+            continue
+        if age_s >= 0:
+            yield pid, age_s, problem
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 if __name__ == "__main__":
-    if reason := find_problem():
+    if reason := find_hang() if "--hang" in sys.argv[1:] else find_problem():
         sys.exit(f"Unhealthy: {reason}.")

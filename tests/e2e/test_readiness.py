@@ -67,12 +67,15 @@ def test_a_frozen_worker_is_not_ready_within_20_s(service: Service) -> None:
         until(lambda: not service.answers(), within_s=20)
         body = assert_problem(service.get("/readyz"), ProblemType.NOT_READY)
         assert (body["broker"], body["result_store"], body["workers"]) == ("up", "up", {})
+        assert service.answers("/readyz?without=workers")
+        assert healthcheck(service, "--hang") == 1
     until(service.answers)
+    assert healthcheck(service, "--hang") == 0
 
 
-def healthcheck(service: Service) -> int:
+def healthcheck(service: Service, *options: str) -> int:
     """Run the health check of the worker's container; return its exit code."""
-    command = [sys.executable, "-m", "celery_task_app.consumer.healthcheck"]
+    command = [sys.executable, "-m", "celery_task_app.consumer.healthcheck", *options]
     env = {**os.environ, **service.worker.env}
     return subprocess.run(command, cwd=ROOT, env=env, timeout=30, check=False).returncode
 
@@ -86,8 +89,32 @@ def test_a_frozen_pool_process_is_not_ready_within_20_s_and_is_replaced(service:
     (status,) = assert_problem(service.get("/readyz"), ProblemType.NOT_READY)["workers"].values()
     assert status["model"] == "stuck"
     assert healthcheck(service) == 1
+    assert healthcheck(service, "--hang") == 0  # the worker replaces the process
     until(service.answers)
     assert healthcheck(service) == 0
+
+
+@pytest.mark.parametrize("servers", ["rabbitmq"], indirect=True)
+def test_a_worker_without_the_broker_is_not_healthy_and_does_not_hang(service: Service) -> None:
+    with service.worker.restarted_with(BROKER_URI=service.servers.broker_uri_at(free_port())):
+        until(lambda: "Cannot connect" in service.worker.text())
+        assert healthcheck(service) == 1
+        assert healthcheck(service, "--hang") == 0
+    until(service.answers, within_s=60)
+
+
+def test_without_workers_predictions_are_accepted_and_wait(service: Service, customer: dict[str, Any]) -> None:
+    service.worker.stop()
+    until(lambda: not service.answers())
+    answer = service.get("/readyz?without=workers")
+    assert (answer.status_code, answer.json()["status"], answer.json()["workers"]) == (200, "ready", {})
+    task_id = service.predict(customer)
+    batch = service.batch_accepted([customer])
+    service.worker.start()
+    assert service.ended(task_id, within_s=60).status_code == 200
+    service.batch_ended(batch)
+    until(service.answers)
+    assert_problem(service.get("/readyz?without=broker"), ProblemType.BAD_PARAMETER)
 
 
 @pytest.mark.parametrize("servers", ["rabbitmq"], indirect=True)
@@ -136,6 +163,7 @@ def test_a_refused_login_and_a_missing_vhost_are_named(servers: Servers, tmp_pat
     broker_uri = address if "wrong" in uri else address.removesuffix("//") + "/missing"
     with running_api(servers, tmp_path, BROKER_URI=broker_uri) as api:
         body = assert_problem(api.get("/readyz"), ProblemType.NOT_READY)
+        assert_problem(api.get("/readyz?without=workers"), ProblemType.NOT_READY)
         assert reason.lower() in body["broker"].lower()
         assert "wrong" not in body["broker"]
 

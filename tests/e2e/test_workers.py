@@ -4,13 +4,21 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
+from celery_task_app.messaging.messages import ChunkMessage
+from celery_task_app.store.batches import BatchStore
+from celery_task_app.store.connection import connect
+from celery_task_app.worker import BATCHES
 from tests.harness import marked_model
+from tests.harness.customers import Row
 from tests.harness.processes import ROOT, await_connections, until
+from tests.harness.publishing import publish_dead_letter
 from tests.harness.servers import Servers
 from tests.harness.service import Service, running_service
 
@@ -53,6 +61,38 @@ def test_two_workers_of_one_host_both_consume(
 
         until(both_have_predicted)
         assert "RESOURCE_LOCKED" not in first.worker.text() + second.worker.text()
+
+
+@pytest.mark.parametrize("servers", ["rabbitmq"], indirect=True)
+def test_workers_with_queues_of_their_own_are_one_service(
+    cleared: Servers, tmp_path: Path, customer: Row, rows: list[Row]
+) -> None:
+    """deploy/kubernetes has such workers. Those of predictions get the dead letters of batches too."""
+    settings = {"MODEL_PATH": str(marked_model.save(tmp_path)), "BATCH_CHUNK_ROWS": "50"}
+    (tmp_path / "batches").mkdir()
+    first = Service(cleared, tmp_path, settings, "tests.harness.workers.impatient")
+    second = Service(cleared, tmp_path / "batches", settings, "tests.harness.workers.impatient")
+    first.worker.command = [*first.worker.command, "-Q", "churn,churn.dead"]
+    second.worker.command = [*second.worker.command, "-Q", "churn.batch"]
+    dead_batch = str(uuid4())
+    with closing(BatchStore(connect(cleared.backend_uri), result_ttl_s=86_400)) as store:
+        store.create(dead_batch, 1, 1)
+    chunk = ChunkMessage.from_columns(dead_batch, 0, [0], {name: [value] for name, value in customer.items()})
+    poison = {**customer, "Customer_Age": marked_model.KILLS}
+    with first.api.running(), first.worker.running():
+        first.await_answer("/readyz?without=workers", first.api)
+        until(lambda: list(first.readiness()["workers"].values())[:1])
+        assert first.ended(first.predict(customer)).status_code == 200
+        batch = first.batch_accepted([*rows, poison])  # no worker has ever declared its queue
+        publish_dead_letter(cleared, chunk)
+        until(lambda: cleared.depth(BATCHES) == 4)  # three chunks, and the row of the dead letter
+        assert "churn.batch" in first.readiness()["detail"]
+        with second.worker.running():
+            first.await_answer("/readyz", first.api, second.worker)
+            assert first.batch_ended(batch, within_s=60)["failed"] == 1
+            first.batch_ended(f"{first.url}/churn/batches/{dead_batch}")
+            assert first.ended(first.predict(poison), within_s=60).status_code == 500
+            until(cleared.is_empty)
 
 
 def test_no_worker_obeys_a_program_on_the_broker(cleared: Servers, tmp_path: Path) -> None:

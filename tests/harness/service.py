@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 
@@ -95,7 +96,7 @@ class Client:
         return self.url + response.headers["location"]
 
     def batch(self, url: str) -> requests.Response:
-        return requests.get(url, timeout=TIMEOUT_S)
+        return self.get(urlsplit(url).path)
 
     def batch_ended(self, url: str, within_s: float = 30) -> dict[str, Any]:
         """Wait until every row of a batch has ended; return the batch's state."""
@@ -111,14 +112,14 @@ class Client:
         return body
 
     def batch_results(self, url: str, accept: str = "application/x-ndjson") -> requests.Response:
-        return requests.get(f"{url}/results", headers={"accept": accept}, timeout=TIMEOUT_S)
+        return self.get(f"{urlsplit(url).path}/results", Accept=accept)
 
     def batch_rows(self, url: str) -> list[dict[str, Any]]:
         """Return the results of a batch in their order."""
         return [json.loads(line) for line in self.batch_results(url).text.splitlines()]
 
     def delete_batch(self, url: str) -> requests.Response:
-        return requests.delete(url, timeout=TIMEOUT_S)
+        return self.request("DELETE", urlsplit(url).path)
 
 
 @dataclass

@@ -8,10 +8,15 @@ from typing import Any
 import pytest
 import yaml
 
+from celery_task_app.settings import Settings
 from tests.harness.processes import ROOT
 
 SERVICES: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
 MONITORING = ("prometheus", "grafana", "flower")
+# `!reset` removes the ports of the file before it.
+OVERLAY = (ROOT / "deploy/two-of-each.yml").read_text().replace("ports: !reset []", "ports: []")
+TWO_OF_EACH: dict[str, Any] = yaml.safe_load(OVERLAY)["services"]
+PROXY_CONFIG = (ROOT / "deploy/haproxy.cfg").read_text()
 UNITS = {"m": 2**20, "mb": 2**20, "g": 2**30}
 
 
@@ -87,6 +92,27 @@ def test_the_overlay_for_a_model_mounts_its_folder_read_only_into_the_worker() -
     source, target, mode = overlay["worker"]["volumes"][0].split(":")
     assert (source, mode) == ("./models", "ro")
     assert f"such as {target}/1/" in overlay["worker"]["environment"]["MODEL_PATH"]
+
+
+def test_the_overlay_with_a_proxy_has_two_of_each_and_one_public_port() -> None:
+    assert {name: TWO_OF_EACH[name]["deploy"]["replicas"] for name in ("api", "worker")} == {"api": 2, "worker": 2}
+    assert TWO_OF_EACH["api"]["ports"] == []  # two containers cannot have one port of the host
+    assert TWO_OF_EACH["proxy"]["ports"] == SERVICES["api"]["ports"]
+
+
+def test_the_proxy_is_confined_as_the_other_containers() -> None:
+    proxy = TWO_OF_EACH["proxy"]
+    assert {"mem_limit", "cpus", "pids_limit"} <= proxy.keys()
+    for name in ("restart", "read_only", "cap_drop", "security_opt"):
+        assert proxy[name] == SERVICES["api"][name]
+
+
+def test_the_proxy_waits_for_each_response_and_chooses_any_process() -> None:
+    seconds = {name: int(value) for name, value in re.findall(r"timeout (\S+) (\d+)s", PROXY_CONFIG)}
+    assert min(seconds["client"], seconds["server"]) > Settings.model_fields["max_wait_s"].default
+    assert "balance roundrobin" in PROXY_CONFIG
+    assert not re.search("cookie|stick", PROXY_CONFIG.replace("No sticky sessions", ""))
+    assert "httpchk GET /readyz?without=workers" in PROXY_CONFIG
 
 
 def test_every_package_of_the_images_has_hashes() -> None:

@@ -1,6 +1,7 @@
 """The health check of a worker: it repeats the status that the worker wrote, needs no node name, and costs little."""
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -9,7 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from celery_task_app.consumer.healthcheck import MAX_AGE_S, find_problem, remove_status, status_folder, write_status
+from celery_task_app.consumer.healthcheck import (
+    MAX_AGE_S,
+    find_hang,
+    find_problem,
+    remove_status,
+    status_folder,
+    write_status,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -38,10 +46,35 @@ def test_a_removed_or_old_status_does_not_count() -> None:
     write_status(1, "")
     remove_status(1)
     assert find_problem() == "no worker of this host consumes messages"
-    write_status(2, "")
-    old = {"monotonic": time.monotonic() - MAX_AGE_S - 1, "problem": ""}
-    (status_folder() / "2").write_text(json.dumps(old))
+    write_old_status(2)
     assert "no status for" in find_problem()
+
+
+def write_old_status(pid: int) -> None:
+    write_status(pid, "")
+    old = {"monotonic": time.monotonic() - MAX_AGE_S - 1, "problem": ""}
+    (status_folder() / str(pid)).write_text(json.dumps(old))
+
+
+def test_a_running_process_that_writes_no_status_any_more_hangs() -> None:
+    write_old_status(os.getpid())
+    assert find_hang() == f"worker {os.getpid()} has written no status for 16 s"
+
+
+def test_a_worker_without_the_broker_and_one_that_replaces_its_processes_do_not_hang() -> None:
+    assert find_hang() == ""
+    write_status(os.getpid(), "stuck")
+    assert find_hang() == ""
+
+
+def test_the_status_of_a_killed_worker_is_no_hang() -> None:
+    killed = subprocess.Popen(["true"])
+    killed.wait()
+    write_old_status(killed.pid)
+    assert find_hang() == ""
+    write_old_status(os.getpid())
+    write_status(1, "")  # a worker of this host writes its status
+    assert find_hang() == ""
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"monotonic": "x"}'])

@@ -100,7 +100,13 @@ CONTRACT: dict[str, dict[str, list[str]]] = {
     },
     "GET /churn/queue": {"200": [JSON], "401": ["unauthorized"], "500": ["internal-error"], "503": ["unavailable"]},
     "GET /livez": {"200": [JSON], "500": ["internal-error"]},
-    "GET /readyz": {"200": [JSON], "500": ["internal-error"], "503": ["not-ready"]},
+    "GET /readyz": {
+        "parameters": ["query without"],
+        "200": [JSON],
+        "422": ["bad-parameter"],
+        "500": ["internal-error"],
+        "503": ["not-ready"],
+    },
 }
 OPEN = {"GET /livez", "GET /readyz"}
 HEADERS_OF_202 = {"Cache-Control", "Location", "Preference-Applied", "Retry-After"}

@@ -59,6 +59,14 @@ def test_a_worker_of_version_0_1_0_consumes_all_queues_and_loads_its_model_late(
     assert (problems(workers={"a": worker(model, queues=None)}) == []) is is_ready
 
 
+@pytest.mark.parametrize("parts", [{"workers": {}, "consumers": {"churn": 0}}, {"workers": {"a": worker("failed")}}])
+def test_predictions_are_accepted_without_a_worker(parts: dict[str, Any]) -> None:
+    assert problems(**parts) != []
+    assert Readiness(**parts).acceptance_problems == []
+    (problem,) = Readiness(**parts, broker="the reason").acceptance_problems
+    assert problem == "The broker failed: the reason."
+
+
 def test_a_queue_without_a_consumer_at_the_broker_is_named() -> None:
     (problem,) = problems(consumers={"churn": 0, "churn.batch": 1})
     assert "`churn`" in problem
