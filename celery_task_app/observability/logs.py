@@ -47,7 +47,7 @@ def configure_logging(level: str | int, log_format: Literal["text", "json"], fil
 
 
 def log_event(logger: logging.Logger, level: int, event: str, fields: Mapping[str, object]) -> None:
-    """Log an event whose fields are known only when it happens."""
+    """Log an event whose fields, at least one, are known only when it happens."""
     if logger.isEnabledFor(level):
         logger.log(level, _template(event, tuple(fields)), *fields.values(), stacklevel=2)
 

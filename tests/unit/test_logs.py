@@ -65,7 +65,7 @@ def test_no_argument_adds_a_line_in_either_form(first: str, second: str) -> None
     assert parsed("event key=%s", first) == {"event": "event", "key": first}
 
 
-@given(st.dictionaries(st.from_regex("[a-z_]{1,9}", fullmatch=True), st.integers() | st.text()), st.text())
+@given(st.dictionaries(st.from_regex("[a-z_]{1,9}", fullmatch=True), st.integers() | st.text(), min_size=1), st.text())
 def test_an_event_has_exactly_its_fields(fields: dict[str, object], event: str) -> None:
     records: list[logging.LogRecord] = []
     logger = logging.Logger("test")  # noqa: LOG001 - one that no other test sees

@@ -74,7 +74,7 @@ def test_a_refused_customer_is_logged_with_its_faults_and_without_values(log: py
 
 
 def services() -> Any:
-    """Return what a route reads of the services before it calls one."""
+    """Return the limits that a route reads before it calls a service."""
     return SimpleNamespace(body_max_bytes=16_384)
 
 
