@@ -213,16 +213,18 @@ async function follow(signal) {
   progress("Fetching the results");
   const { body } = await send(`churn/batches/${id}/results`, { headers: { Accept: "application/x-ndjson" }, signal, onPause: progress });
   const stream = body.pipeThrough(new TextDecoderStream()).getReader();
+  const found = []; // whole, or no results
   let rest = "";
   for (let part; !(part = await stream.read()).done; ) {
     const lines = (rest + part.value).split("\n");
     rest = lines.pop() ?? "";
     for (const line of lines) {
       const { row, probability, error } = JSON.parse(line);
-      results[row] = error ?? probability;
+      found[row] = error ?? probability;
       await letDraw();
     }
   }
+  results = found;
   await summarise();
 }
 

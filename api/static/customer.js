@@ -73,8 +73,8 @@ async function predict(isAsked = false) {
   if (last < 0) tell("Predicting.");
   $("answer").classList.add("busy");
   try {
-    const started = performance.now();
     const card = await readCard().catch(() => ({}));
+    const started = performance.now();
     const { prediction, stages } = await request(customer, card.explains, own.signal);
     define($("facts"), [["Model version", prediction.model_version], ["Answered in", `${(performance.now() - started).toFixed(0)} ms`], ...stages]);
     markFaults([]);

@@ -28,6 +28,7 @@ export async function send(path, { onPause, isQuiet, ...options } = {}, transpor
     const headers = { ...options.headers, ...(used && { Authorization: `Bearer ${used}` }) };
     let pauseS = 2;
     let reason = "The API does not answer.";
+    options.signal?.throwIfAborted();
     try {
       const response = await transport(path, { ...options, headers, credentials: "omit", cache: "no-store" });
       if (response.ok) return response;

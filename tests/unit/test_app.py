@@ -111,7 +111,9 @@ def test_the_page_loads_only_its_own_files_which_are_small() -> None:
         assert (asset.status, asset.body) == (200, path.read_bytes())
         assert asset.headers["x-content-type-options"] == "nosniff"
         assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", path.read_text())
-    assert len(response.body) + sum(path.stat().st_size for path in files) < 60_000
+    loaded_later = {"batch.js", "csv.js"}  # with the first file of customers
+    at_once = sum(path.stat().st_size for path in files if path.name not in loaded_later)
+    assert len(response.body) + at_once < 60_000
 
 
 @pytest.mark.parametrize("path", ["/livez", "/", "/docs", "/openapi.json"])
