@@ -36,6 +36,7 @@ from api.state_metrics import add_state_metrics
 from api.worker_models import WorkerModels
 from celery_task_app.messaging.messages import ChunkMessage, PredictionMessage
 from celery_task_app.messaging.publisher import Publisher, publisher_connection
+from celery_task_app.ml.schema import parse_schema
 from celery_task_app.observability.exporter import MetricsServer
 from celery_task_app.observability.logs import configure_logging
 from celery_task_app.observability.metrics import ApiMetrics
@@ -105,17 +106,18 @@ def _create_services(
         new_client, predictions, max_waiters=settings.max_waiters, on_completion=group_commit.on_completion
     )
     stack.push_async_callback(completions.close)
+    schema = describe_customer(Customer)
     readiness = ReadinessCheck(
         settings.broker_uri,
         new_client(),
-        describe_customer(Customer),
+        schema,
         lambda: completions.is_subscribed,
         lambda: group_commit.failure,
     )
     stack.push_async_callback(readiness.close)
     worker_models = WorkerModels(new_client())
     stack.push_async_callback(worker_models.close)
-    queue = QueueWatch(AsyncCountReader(new_client()), new_client())
+    queue = QueueWatch(AsyncCountReader(new_client()), new_client(), parse_schema(schema))
     stack.push_async_callback(queue.close)
 
     batch_publisher = Publisher(publisher_connection(settings.broker_uri))

@@ -372,7 +372,7 @@ class Queue(BaseModel):
     batch_rows: WaitingQueue
     estimated_s: float
     """Seconds until a prediction that is accepted now is computed; an estimate."""
-    workers: dict[Literal["loaded", "not loaded yet", "failed", "stuck"], int]
+    workers: dict[Literal["loaded", "not loaded yet", "failed", "stuck", "unfit"], int]
     """By state, the number of live workers; without a `loaded` worker nothing is computed."""
 
 

@@ -13,10 +13,12 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from api.worker_models import list_workers
 from celery_task_app.errors import ResultStoreUnavailable
+from celery_task_app.ml.schema import CustomerSchema
 from celery_task_app.store.connection import AsyncStoreClient
 from celery_task_app.store.counts import AsyncCountReader, Counts, ServiceCounts
-from celery_task_app.store.worker_status import WorkerStatus, list_worker_statuses
+from celery_task_app.store.worker_status import WorkerStatus
 
 _KEEP_S = 1.0
 _WINDOW_S = 10.0
@@ -95,11 +97,23 @@ class QueueWatch:
     """Reads the queue, at most once a second for all requests of this process."""
 
     def __init__(
-        self, counts: AsyncCountReader, store: AsyncStoreClient, clock: Callable[[], float] = time.monotonic
+        self,
+        counts: AsyncCountReader,
+        store: AsyncStoreClient,
+        schema: CustomerSchema,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Read with a reader of the counts, and a client of the result store for the statuses of workers."""
+        """Read the queue.
+
+        Args:
+            counts: reads the counts.
+            store: a client of the result store, for the statuses of workers.
+            schema: of this API, with which the models of the workers are compared.
+            clock: the time in seconds.
+        """
         self._counts = counts
         self._store = store
+        self._schema = schema
         self._clock = clock
         self._predictions, self._rows = DrainRate(), DrainRate()
         self._reading: asyncio.Task[QueueState] | None = None
@@ -153,7 +167,7 @@ class QueueWatch:
 
     async def _read(self) -> QueueState:
         try:
-            counts, workers = await asyncio.gather(self._counts.read(), list_worker_statuses(self._store))
+            counts, workers = await asyncio.gather(self._counts.read(), list_workers(self._store, self._schema))
         finally:
             self._read_at = now = self._clock()
         self._predictions.add(now, counts.predictions)

@@ -6,15 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from api.worker_models import find_differences
+from api.worker_models import list_workers
 from celery_task_app.errors import BrokerUnavailable, ResultStoreUnavailable
 from celery_task_app.messaging.messages import ChunkMessage, PredictionMessage
 from celery_task_app.messaging.publisher import QueueCounts, probe_broker
-from celery_task_app.ml.schema import CustomerSchema, parse_features
+from celery_task_app.ml.schema import parse_schema
 from celery_task_app.store.connection import AsyncStoreClient
 from celery_task_app.store.customer_schema import publish_customer_schema
-from celery_task_app.store.model_cards import ModelId, read_model_cards
-from celery_task_app.store.worker_status import WorkerStatus, can_predict, list_worker_statuses
+from celery_task_app.store.worker_status import WorkerStatus, can_predict
 
 _WITHIN_S = 2.5
 _KEEP_S = 1.0
@@ -106,7 +105,7 @@ class ReadinessCheck:
         self._broker_uri = broker_uri
         self._store = store
         self._schema = schema
-        self._customer = CustomerSchema(parse_features(schema["features"]), schema["example"])
+        self._customer = parse_schema(schema)
         self._is_subscribed = is_subscribed
         self._failure = failure
         self._check: asyncio.Task[Readiness] | None = None
@@ -163,22 +162,11 @@ class ReadinessCheck:
         try:
             async with asyncio.timeout(_WITHIN_S):
                 skew_s = await publish_customer_schema(self._store, self._schema)
-                workers = await list_worker_statuses(self._store)
-                models = {
-                    name: ModelId(status["sha256"], status["detail"])
-                    for name, status in workers.items()
-                    if "sha256" in status and status["model"] == "loaded"
-                }
-                cards = await read_model_cards(self._store, models.values())
+                workers = await list_workers(self._store, self._customer)
         except TimeoutError:
             return f"no answer within {_WITHIN_S} s", {}, []
         except ResultStoreUnavailable as error:
             return f"{error.__cause__ or error}", {}, []
-        for name, model in models.items():
-            card = cards.get(model)
-            if card and (differences := find_differences(card, self._customer)):
-                detail = f"{model.version}: {'; '.join(differences)}"
-                workers[name] = {**workers[name], "model": "unfit", "detail": detail}
         skews = {"this API": skew_s} | {name: status.get("clock_skew_s", 0) for name, status in workers.items()}
         warnings = [
             f"The clock of {name} is {skew:+.1f} s off the clock of the result store, which decides."

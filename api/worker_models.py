@@ -74,6 +74,30 @@ def models_in_use(statuses: Iterable[WorkerStatus]) -> list[ModelInUse]:
     return sorted(models, key=lambda model: (model.workers, model.version), reverse=True)
 
 
+async def list_workers(store: AsyncStoreClient, schema: CustomerSchema) -> dict[str, WorkerStatus]:
+    """Return the status of each live worker by its name; `unfit` if its model cannot predict all customers of this API.
+
+    Args:
+        store: a client of the result store.
+        schema: of this API.
+
+    Raises:
+        ResultStoreUnavailable: within about five seconds.
+    """
+    workers = await list_worker_statuses(store)
+    models = {
+        name: ModelId(status["sha256"], status["detail"])
+        for name, status in workers.items()
+        if "sha256" in status and status["model"] == "loaded"
+    }
+    cards = await read_model_cards(store, models.values())
+    for name, model in models.items():
+        card = cards.get(model)
+        if card and (differences := find_differences(card, schema)):
+            workers[name] = {**workers[name], "model": "unfit", "detail": f"{model.version}: {'; '.join(differences)}"}
+    return workers
+
+
 def find_differences(card: Mapping[str, Any], schema: CustomerSchema) -> list[str]:
     """Return why a model cannot predict all customers of this API, as phrases; empty if it can.
 

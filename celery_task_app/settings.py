@@ -35,6 +35,7 @@ _OF_CELERY = {
 # Each of these variables of OpenTelemetry asks for traces.
 _OF_TRACES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_TRACES_EXPORTER")
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL")
+_HEADERS = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS")
 _TRACING_PACKAGES = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
 
 
@@ -133,6 +134,11 @@ class Settings(BaseSettings):
         """Remove blanks and line ends around each value: a secret in a file often ends with one."""
         return {name: value.strip() if isinstance(value, str) else value for name, value in values.items()}
 
+    @field_validator("log_level", "log_format", mode="before")
+    @classmethod
+    def _lower(cls, text: Any) -> Any:
+        return text.lower() if isinstance(text, str) else text
+
     @model_validator(mode="after")
     def _refuse_variables_of_celery(self) -> "Settings":
         for name, ours in _OF_CELERY.items():
@@ -155,6 +161,12 @@ class Settings(BaseSettings):
         for name, needed in (("OTEL_TRACES_EXPORTER", "otlp"), *((name, "http/protobuf") for name in _PROTOCOLS)):
             if os.environ.get(name, "").strip() not in ("", needed):
                 raise ValueError(f"{name} must be {needed}, or unset: this service exports traces in no other way")
+        for name in _OF_TRACES[:2]:
+            if not (os.environ.get(name) or "http://").strip().startswith(("http://", "https://")):
+                raise ValueError(f"{name} must begin with http:// or https://")
+        for name in _HEADERS:  # the SDK would log a header that it cannot read
+            if not all("=" in header for header in filter(None, (os.environ.get(name) or "").split(","))):
+                raise ValueError(f"{name} must be name=value, and several separated by commas")
         if missing := [name for name in _TRACING_PACKAGES if not _is_installed(name)]:
             raise ValueError(
                 f"{next(filter(os.environ.get, _OF_TRACES))} asks for traces, and {missing[0]} is not installed: "

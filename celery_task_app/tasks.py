@@ -32,7 +32,7 @@ from celery_task_app.messaging.messages import ChunkMessage, Message, Prediction
 from celery_task_app.messaging.publisher import Publisher, publisher_connection
 from celery_task_app.ml.artifact import Artifact, read_manifest
 from celery_task_app.ml.model import ChurnModel
-from celery_task_app.ml.schema import CustomerSchema, Feature, parse_features, schema_differences
+from celery_task_app.ml.schema import CustomerSchema, Feature, parse_features, parse_schema, schema_differences
 from celery_task_app.observability.exporter import MetricsServer
 from celery_task_app.observability.logs import configure_logging, log_event, stack_of
 from celery_task_app.observability.metrics import WorkerMetrics
@@ -88,7 +88,7 @@ class PredictTask(celery.Task):
             raise Reject(str(error), requeue=True) from error
         except SoftTimeLimitExceeded:
             raise
-        except Exception as error:  # noqa: BLE001 - the delivery policy decides about every kind of error
+        except BaseException as error:  # noqa: BLE001 - a model may raise any of them, such as SystemExit
             kind = type(error).__name__
             logger.error("message failed message_id=%s type=%s stack=%s", self.request.id, kind, stack_of(error))  # noqa: TRY400
             raise AttemptFailed(kind) from None  # Celery sends its text to the main process
@@ -158,6 +158,8 @@ class PredictTask(celery.Task):
             "worker": self.request.hostname,
             "pid": os.getpid(),
             "customers": summary.customers,
+            "failed": summary.failed,
+            "expired": summary.expired,
             "queue_ms": None if summary.waited_s is None else _ms(summary.waited_s),
             "predict_ms": _ms(summary.predict_s),
             "store_ms": _ms(summary.store_s),
@@ -196,7 +198,7 @@ def _read_customer_schema() -> CustomerSchema | None:
     if schema is None:
         logger.info("no API has written the schema of customers: only golden rows can try the model")
         return None
-    return CustomerSchema(parse_features(schema["features"]), schema["example"])
+    return parse_schema(schema)
 
 
 def _read_fitting_schema() -> CustomerSchema | None:

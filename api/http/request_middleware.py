@@ -23,7 +23,7 @@ from celery_task_app.observability.logs import stack_of
 
 logger = logging.getLogger(__name__)
 
-_GIVEN_ID = re.compile(rb"[\w.~+/=:-]{1,128}", re.ASCII)
+_GIVEN_ID = re.compile(rb"[\w.~+/:-]{1,128}", re.ASCII)  # without `=`, which separates fields of a line
 _HEADER = b"x-request-id"
 
 Recorder = Callable[[Scope, int, float], None]

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from celery_task_app.errors import ArtifactCorrupt, ArtifactMissing, ChurnServiceError, ModelError
 from celery_task_app.ml.artifact import describe_feature, read_manifest, write_artifact
 from celery_task_app.ml.model import ChurnModel
-from celery_task_app.ml.schema import CustomerSchema, parse_features, schema_differences
+from celery_task_app.ml.schema import CustomerSchema, parse_features, parse_schema, schema_differences
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -272,8 +272,7 @@ def current_schema() -> CustomerSchema | str:
     found = subprocess.run([sys.executable, "-c", READ_SCHEMA], capture_output=True, text=True, check=False)  # noqa: S603
     if found.returncode:
         return f"models.py can't be imported ({found.stderr.strip().splitlines()[-1]})"
-    schema = json.loads(found.stdout)
-    return CustomerSchema(parse_features(schema["features"]), schema["example"])
+    return parse_schema(json.loads(found.stdout))
 
 
 def customer_class(features: Sequence[Mapping[str, Any]], example: Mapping[str, object]) -> str:

@@ -46,8 +46,11 @@ class MessageSummary:
 
     Attributes:
         kind: `predictions` or `rows`.
-        outcome: `predicted`; `split`; `postponed`, because the result store did not answer; `malformed`.
-        customers: that were predicted.
+        outcome: `predicted`; `skipped`, because no customer was pending; `split`; `postponed`, because the result store
+            did not answer; `malformed`.
+        customers: that were predicted, or for whom the model failed.
+        failed: those of them for whom the model failed.
+        expired: customers that were not predicted, because their deadline had passed.
         retries: attempts that they had lost before.
         is_dead_letter: whether the message came from the dead letters.
         waited_s: seconds since the first of them was accepted, by the store's clock; None if it is not known.
@@ -59,6 +62,8 @@ class MessageSummary:
     kind: str
     outcome: str = "predicted"
     customers: int = 0
+    failed: int = 0
+    expired: int = 0
     retries: int = 0
     is_dead_letter: bool = False
     waited_s: float | None = None
@@ -70,7 +75,8 @@ class MessageSummary:
         """Return the summary as key=value, which Celery sends to the main process."""
         waited_s = "" if self.waited_s is None else f"{self.waited_s:.4f}"
         return (
-            f"kind={self.kind} outcome={self.outcome} customers={self.customers} retries={self.retries} "
+            f"kind={self.kind} outcome={self.outcome} customers={self.customers} failed={self.failed} "
+            f"expired={self.expired} retries={self.retries} "
             f"dead_letter={int(self.is_dead_letter)} waited_s={waited_s} predict_s={self.predict_s:.4f} "
             f"store_s={self.store_s:.4f} load_s={self.load_s:.3f}"
         )
@@ -94,13 +100,15 @@ class MessageSummary:
             ValueError: it is not the text of a summary.
         """
         try:
-            kind, outcome, customers, retries, dead, waited_s, predict_s, store_s, load_s = (
+            kind, outcome, customers, failed, expired, retries, dead, waited_s, predict_s, store_s, load_s = (
                 part.partition("=")[2] for part in text.strip("'").split(" ")
             )
             return cls(
                 kind,
                 outcome,
                 int(customers),
+                int(failed),
+                int(expired),
                 int(retries),
                 dead == "1",
                 float(waited_s) if waited_s else None,
@@ -216,6 +224,10 @@ class DeliveryPolicy:
             outcomes |= predict_each(lambda ids: message.explain(model, {id_: outcomes[id_] for id_ in ids}), explained)
         clock.append(time.perf_counter())
         summary.customers, summary.predict_s = len(pending), clock[2] - clock[1]
+        summary.failed = sum(isinstance(outcomes[id_], PredictionError) for id_ in pending)
+        summary.expired = len(expired)
+        if not pending:
+            summary.outcome = "skipped"
         waited_s, predict_s = summary.waited_s, round(summary.predict_s, 6)
         times = None if waited_s is None else WorkerTimes(round(waited_s, 6), predict_s)
         retry_until(deadline, lambda: message.save(self._stores, outcomes, model.version, times))

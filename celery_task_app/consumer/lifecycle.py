@@ -14,6 +14,7 @@ from typing import Any
 
 import billiard.pool
 from celery.platforms import set_pdeathsig
+from celery.utils.log import get_multiprocessing_logger
 
 from celery_task_app.consumer.heartbeat import WorkerHealth
 from celery_task_app.errors import LoadTooSlow, ModelError
@@ -164,7 +165,9 @@ def limit_stop_of_pool_processes() -> None:
 
 
 def limit_logs_of_celery() -> None:
-    """Keep customers, and lines that repeat our own, out of the log."""
+    """Keep customers, and lines that repeat our own, out of the log, and give the lines of the pool its form."""
+    get_multiprocessing_logger().propagate = True
+    get_multiprocessing_logger().setLevel(logging.ERROR)
     logging.getLogger("celery.pool").setLevel(logging.INFO)  # at DEBUG: the arguments of each task
     logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)  # each received message
     logging.getLogger("celery.app.trace").setLevel(logging.CRITICAL)  # its end; tasks.py logs it, and errors too

@@ -9,14 +9,16 @@ from contextlib import closing
 from typing import Any
 
 from billiard.einfo import ExceptionWithTraceback
-from celery.exceptions import Ignore, Reject, Retry
+from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
 from celery.worker import state
 from celery.worker.request import Request
 
-from celery_task_app.errors import MalformedMessage, Unavailable
+from celery_task_app.errors import AttemptFailed, MalformedMessage, Unavailable
 from celery_task_app.observability.logs import log_event
 
 logger = logging.getLogger(__name__)
+
+_OWN_ERRORS = (AttemptFailed, SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError)
 
 for _name in (
     "on_success",
@@ -65,12 +67,14 @@ class RecoveringRequest(Request):
             except MalformedMessage as malformed:
                 logger.error("malformed message dropped message_id=%s reason=%s", self.id, malformed)  # noqa: TRY400
         if isinstance(error, Reject):
-            self.task.metrics.record_outcome(self.task.message_type.kind, "requeued")
+            self.task.metrics.record_requeued(self.task.message_type.kind)
         if message is None:
             super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
             return
-        log_event(logger, logging.ERROR, "attempt lost", {"message_id": self.id, **message.log_fields, "error": error})
-        self.task.metrics.record_outcome(message.kind, "lost")
+        # The text of any other error may have a customer's values.
+        text = repr(error) if isinstance(error, _OWN_ERRORS) else type(error).__name__
+        log_event(logger, logging.ERROR, "attempt lost", {"message_id": self.id, **message.log_fields, "error": text})
+        self.task.metrics.record_lost(message.kind, self._context.retries)
         state.task_ready(self)
         try:
             with closing(self.task.open_delivery()) as delivery:

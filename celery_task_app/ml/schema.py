@@ -45,6 +45,18 @@ def parse_features(features: Sequence[Mapping[str, Any]]) -> dict[str, Feature]:
     return {feature["name"]: Feature(feature["type"], tuple(feature.get("categories", ()))) for feature in features}
 
 
+def parse_schema(schema: Mapping[str, Any]) -> CustomerSchema:
+    """Return a schema as `describe_customer` of the API writes it.
+
+    Args:
+        schema: `features`, as in a manifest, and `example`.
+
+    Raises:
+        LookupError, TypeError: it is none.
+    """
+    return CustomerSchema(parse_features(schema["features"]), schema["example"])
+
+
 def schema_differences(features: Mapping[str, Feature], schema: CustomerSchema) -> list[str]:
     """Return why a model cannot predict all customers of the API, as phrases; empty if it can.
 

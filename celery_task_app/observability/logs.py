@@ -62,16 +62,16 @@ def stack_of(error: BaseException) -> str:
 
 
 class TextFormatter(logging.Formatter):
-    """One line for a record: time (UTC), level, logger and message. A traceback follows on lines of its own."""
+    """One line for a record: time (UTC), level, logger and message. Further lines of it begin with two blanks."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line of a record; no character of an argument can end it."""
+        """Return the lines of a record; no text in it looks like another record."""
         message = record.getMessage()
         if not message.isprintable():
-            message = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in message)
+            message = "\n  ".join(_printable(line) for line in message.rstrip("\n").split("\n"))
         line = f"{_utc(record.created)} {record.levelname} {record.name} {message}"
         details = self._details(record)
-        return f"{line}\n{indent(details, '  ')}" if details else line  # so that no text in it looks like a line
+        return f"{line}\n{indent(details, '  ')}" if details else line
 
     def _details(self, record: logging.LogRecord) -> str:
         parts = [self.formatException(record.exc_info)] if record.exc_info else []
@@ -121,6 +121,10 @@ def _parse(template: str) -> tuple[str, Sequence[tuple[str, bool]]]:
 
     event = _ARGUMENT.sub(leave_out, template)
     return " ".join(event.split()), names
+
+
+def _printable(text: str) -> str:
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 @lru_cache(_TEMPLATES)

@@ -27,7 +27,7 @@ from celery_task_app.store.counts import STATES, ServiceCounts
 
 VERSION = "0.1.0"  # as in pyproject.toml; tests/unit/test_metrics.py compares them
 OTHER = "other"
-WORKER_STATES = ("loaded", "not loaded yet", "failed", "stuck")
+WORKER_STATES = ("loaded", "not loaded yet", "failed", "stuck", "unfit")
 _METHODS = {"GET": "GET", "HEAD": "GET", "POST": "POST", "DELETE": "DELETE"}  # HEAD is a GET whose body is not sent
 _FAULTS = (
     "missing",
@@ -311,11 +311,11 @@ class Summary(Protocol):
 
     @property
     def outcome(self) -> str:
-        """`predicted`, `split`, `postponed` or `malformed`."""
+        """`predicted`, `skipped`, `split`, `postponed` or `malformed`."""
 
     @property
     def customers(self) -> int:
-        """Customers that were predicted."""
+        """Customers that were predicted, or for whom the model failed."""
 
     @property
     def retries(self) -> int:
@@ -339,7 +339,7 @@ class Summary(Protocol):
 
 
 KINDS = ("predictions", "rows")
-MESSAGE_OUTCOMES = ("predicted", "split", "postponed", "malformed", "requeued", "lost")
+MESSAGE_OUTCOMES = ("predicted", "skipped", "split", "postponed", "malformed", "requeued", "lost")
 
 
 class WorkerMetrics:
@@ -363,12 +363,16 @@ class WorkerMetrics:
             (kind, outcome): messages.labels(kind, outcome) for kind in KINDS for outcome in MESSAGE_OUTCOMES
         }
         self._customers = _closed_counter(
-            self.registry, "churn_worker_customers_total", "Customers that this worker predicted.", "kind", KINDS
+            self.registry,
+            "churn_worker_customers_total",
+            "Customers that this worker predicted, or for whom its model failed.",
+            "kind",
+            KINDS,
         )
         self._retries = _closed_counter(
             self.registry,
             "churn_worker_retries_total",
-            "Messages that were predicted again, because an attempt had been lost.",
+            "Messages that were tried again, because an attempt had been lost.",
             "kind",
             KINDS,
         )
@@ -403,9 +407,15 @@ class WorkerMetrics:
             if summary.retries:
                 self._retries[kind].inc()
 
-    def record_outcome(self, kind: str, outcome: str) -> None:
-        """Count a message without a summary: `requeued`, or `lost` with its pool process."""
-        self._messages[kind, outcome].inc()
+    def record_requeued(self, kind: str) -> None:
+        """Count a message that the broker will deliver again, because the model or a server failed."""
+        self._messages[kind, "requeued"].inc()
+
+    def record_lost(self, kind: str, retries: int) -> None:
+        """Count a message that was lost with its pool process, after so many lost attempts."""
+        self._messages[kind, "lost"].inc()
+        if retries:
+            self._retries[kind].inc()
 
     def record_model_load(self, seconds: float) -> None:
         """Record the time of a load of the model."""

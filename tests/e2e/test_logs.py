@@ -1,6 +1,7 @@
 """The log answers where a prediction is: its task id leads from the request to the message, the worker and the end."""
 
 import json
+import time
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -58,6 +59,8 @@ def test_a_failure_of_the_model_is_logged_with_type_and_place_and_without_its_te
 ) -> None:
     task_id = marked.predict({**customer, "Customer_Age": marked_model.RAISES})
     assert marked.ended(task_id).status_code == 500
+    (message,) = until(lambda: [line for line in lines(marked.worker, "message") if line["message_id"] == task_id])
+    assert (message["outcome"], message["customers"], message["failed"]) == ("predicted", "1", "1")
     (failed,) = (line for line in lines(marked.worker, "prediction failed") if line["id"] == task_id)
     assert failed["type"] == "ValueError"
     assert "harness/marked_model.py:" in failed["stack"]
@@ -79,6 +82,21 @@ def test_a_lost_attempt_names_its_predictions(marked: Service, customer: dict[st
     assert given_up["pending"] == "1"
 
 
+@pytest.mark.parametrize("cancelled_by", ["deletion", "deadline"])
+def test_a_message_without_a_pending_customer_is_skipped(
+    marked: Service, customer: dict[str, Any], cancelled_by: str
+) -> None:
+    with marked.worker.paused():
+        task_id = marked.predict(customer, Cancel_After="1")
+        if cancelled_by == "deletion":
+            assert marked.delete(task_id).status_code == 204
+        else:
+            time.sleep(1.2)
+    (message,) = until(lambda: [line for line in lines(marked.worker, "message") if line["message_id"] == task_id])
+    expired = "0" if cancelled_by == "deletion" else "1"
+    assert (message["outcome"], message["customers"], message["expired"]) == ("skipped", "0", expired)
+
+
 def test_a_batch_is_found_in_both_logs(marked: Service, customer: dict[str, Any]) -> None:
     url = marked.batch_accepted([customer, {**customer, "Customer_Age": -1}, customer])
     marked.batch_ended(url)
@@ -97,7 +115,7 @@ def test_with_json_each_line_of_the_api_and_of_our_worker_is_an_object(
         answer = service.post(customer, Prefer="wait=20")
         task_id = answer.json()["task_id"]
         until(lambda: task_id in service.worker.text())
-    in_api = [json.loads(line) for line in service.api.text().splitlines()]
+    in_api = [json.loads(line) for line in service.api.text().splitlines()]  # each line
     (request,) = (line for line in in_api if line.get("task_id") == task_id)
     assert (request["event"], request["status"], request["level"]) == ("request", answer.status_code, "info")
     assert request["request_id"] == answer.headers["x-request-id"]
@@ -130,7 +148,7 @@ def test_an_outage_has_one_line_a_second_with_its_cause(
 ) -> None:
     with running_api(servers, tmp_path, BROKER_URI=f"amqp://localhost:{free_port()}//") as api:
         statuses = [api.post(customer).status_code for _ in range(5)]
-    causes = [line for line in api.api.text().splitlines() if " unavailable requests=" in line]
+    causes = [line for line in api.api.text().splitlines() if " unavailable requests_total=" in line]
     assert statuses == [503] * 5
     assert 1 <= len(causes) <= 5
     assert "reason=the broker did not confirm" in causes[0]

@@ -78,13 +78,13 @@ def test_the_values_are_in_no_log_metric_event_or_state_after_retries(
     try:
         service.start()
         with captured_events(servers) as events:
-            ages = (45, marked_model.KILLS, marked_model.RAISES)
+            ages = (45, marked_model.KILLS, marked_model.RAISES, marked_model.EXITS)
             customers = [secret | {"Customer_Age": age} for age in ages]
             ids = [service.predict(customer) for customer in customers]
             url = service.batch_accepted([customers[0], customers[-1]])
             publish_unknown_messages(servers, secret)
             answers = [service.ended(task_id, within_s=60) for task_id in ids]
-            assert [answer.status_code for answer in answers] == [200, 500, 500]
+            assert [answer.status_code for answer in answers] == [200, 500, 500, 500]
             service.batch_ended(url, within_s=60)
             until(servers.is_empty)  # The worker has rejected the unknown messages, and logged them.
             until(lambda: any(event["type"] == "task-received" for event in events))

@@ -35,11 +35,12 @@ def test_the_version_of_a_model_without_a_manifest_is_its_hash(marked: Service, 
         (marked_model.KILLS, "TooManyAttempts", 4),
         (marked_model.HANGS, "TooManyAttempts", 4),
         (marked_model.SLEEPS, "TooManyAttempts", 4),
+        (marked_model.EXITS, "TooManyAttempts", 4),
         (marked_model.IS_NAN, "InvalidPrediction", 0),
         (marked_model.RAISES, "InvalidPrediction", 0),
         (marked_model.HAS_NO_SHAPE, "InvalidPrediction", 0),
     ],
-    ids=["kills", "hangs", "sleeps", "NaN", "raises", "wrong shape"],
+    ids=["kills", "hangs", "sleeps", "exits", "NaN", "raises", "wrong shape"],
 )
 def test_a_poisonous_customer_fails_alone(
     marked: Service, queued: Customers, age: int, error: str, lost_attempts: int

@@ -12,7 +12,7 @@ import joblib
 import numpy as np
 import pandas as pd
 
-KILLS, HANGS, SLEEPS, IS_NAN, RAISES, HAS_NO_SHAPE, LINGERS = 120, 119, 118, 117, 116, 115, 114
+KILLS, HANGS, SLEEPS, IS_NAN, RAISES, HAS_NO_SHAPE, LINGERS, EXITS = 120, 119, 118, 117, 116, 115, 114, 113
 
 
 class MarkedModel:
@@ -31,7 +31,9 @@ class MarkedModel:
                 with contextlib.suppress(Exception):
                     time.sleep(60)
             if age == RAISES:
-                raise ValueError(f"a customer's value in an error: {age}")
+                raise ValueError(f"a customer's value in an error: {age}, {customers.to_dict()}")
+            if age == EXITS:
+                raise SystemExit(f"a customer's value in an error: {age}, {customers.to_dict()}")
             if age == HAS_NO_SHAPE:
                 return churn
         return np.column_stack((1 - churn, np.where(customers["Customer_Age"] == IS_NAN, np.nan, churn)))

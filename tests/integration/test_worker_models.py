@@ -115,6 +115,7 @@ def test_a_worker_whose_model_does_not_fit_this_api_is_unfit_and_named(api: Clie
     with worker(servers, "a", "1", features=[{"name": "Shoe_Size", "type": "number"}]):
         until(lambda: "a" in api.readiness()["workers"])
         readiness = api.readiness()
+        until(lambda: api.get("/churn/queue").json()["workers"] == {"unfit": 1})
     assert readiness["status"] != "ready"
     assert readiness["workers"]["a"]["model"] == "unfit"
     assert "Shoe_Size" in readiness["workers"]["a"]["detail"]

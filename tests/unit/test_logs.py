@@ -59,8 +59,10 @@ def test_a_message_with_named_arguments_is_the_event() -> None:
 
 
 @given(st.text(), st.text())
-def test_no_argument_adds_a_line_in_either_form(first: str, second: str) -> None:
-    assert text("event key=%s %s", first, second).isprintable()
+def test_no_argument_imitates_a_record_in_either_form(first: str, second: str) -> None:
+    lines = text("event key=%s %s", first, second).split("\n")
+    assert all(line.isprintable() for line in lines)
+    assert all(line.startswith("  ") for line in lines[1:])
     assert JSONFormatter().format(record("event key=%s %s", first, second)).isprintable()
     assert parsed("event key=%s", first) == {"event": "event", "key": first}
 

@@ -322,7 +322,7 @@ def test_a_summary_is_read_as_it_was_written() -> None:
 
 def test_a_summary_has_no_blank_and_no_quote_in_a_value() -> None:
     text = summary(waited_s=1e-9).to_text()
-    assert len(text.split(" ")) == 9
+    assert len(text.split(" ")) == 11
     assert "'" not in text
     assert all(part.count("=") == 1 for part in text.split(" "))
 
@@ -333,8 +333,8 @@ def test_the_main_process_records_the_summaries_of_its_pool_processes() -> None:
     metrics.record(summary(retries=1, is_dead_letter=True))
     metrics.record(summary(kind="rows", customers=1000))
     metrics.record(summary(outcome="split", customers=0, retries=1))
-    metrics.record_outcome("predictions", "lost")
-    metrics.record_outcome("rows", "requeued")
+    metrics.record_lost("predictions", 0)
+    metrics.record_requeued("rows")
     metrics.record_model_load(1.5)
     found = scraped(metrics)
 

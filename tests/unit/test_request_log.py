@@ -131,12 +131,12 @@ def test_every_answer_has_a_request_id_of_its_own() -> None:
     assert len(ids) == 5
 
 
-@pytest.mark.parametrize("sent", ["a", "0b8e3c4e-28ff-4a5c", "Root=1-67891233-abcdef012345", "x" * 128])
+@pytest.mark.parametrize("sent", ["a", "0b8e3c4e-28ff-4a5c", "1-67891233-abcdef012345", "x" * 128])
 def test_the_request_id_of_a_client_is_returned(sent: str) -> None:
     assert call(app, "GET", "/livez", headers={"X-Request-ID": sent}).headers["x-request-id"] == sent
 
 
-@pytest.mark.parametrize("sent", ["", "a b", "x" * 129, 'a"b', "é", "a\tb", "a,b"])
+@pytest.mark.parametrize("sent", ["", "a b", "x" * 129, 'a"b', "é", "a\tb", "a,b", "status=200"])
 def test_a_request_id_with_other_characters_is_replaced(sent: str) -> None:
     made = call(app, "GET", "/livez", headers={"X-Request-ID": sent}).headers["x-request-id"]
     assert made != sent

@@ -142,6 +142,32 @@ def test_traces_that_the_service_cannot_export_are_refused(
         load_settings()
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        (ENDPOINT, "ftp://collector", "must begin with http:// or https://"),
+        (ENDPOINT, "collector:4318", "must begin with http:// or https://"),
+        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "not a url", "must begin with http:// or https://"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "Authorization: Bearer a-secret", "must be name=value"),
+        ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "a=b,c", "must be name=value"),
+    ],
+)
+def test_addresses_and_headers_of_a_collector_that_cannot_work_are_refused_and_not_repeated(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, reason: str
+) -> None:
+    monkeypatch.setenv(ENDPOINT, "http://collector:4318")
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit, match=f"^Cannot start: {name} {reason}") as refused:
+        load_settings()
+    assert value not in str(refused.value)
+
+
+@pytest.mark.parametrize("level", ["WARNING", "Warning", " warning\n"])
+def test_the_level_of_log_lines_may_have_capitals(monkeypatch: pytest.MonkeyPatch, level: str) -> None:
+    monkeypatch.setenv("LOG_LEVEL", level)
+    assert Settings().log_level == "warning"
+
+
 def test_traces_without_the_extra_are_refused_with_the_command_that_installs_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
