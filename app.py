@@ -83,17 +83,18 @@ def _create_services(
 ) -> Services:
     """Create the services, and register their ends with the stack, which closes the last first."""
     new_client = partial(connect_async, settings.backend_uri)
-    batches = AsyncBatchStore(new_client())
+    replicas = settings.result_replicas
+    batches = AsyncBatchStore(new_client(), replicas)
     stack.push_async_callback(batches.close)
-    predictions = AsyncPredictionStore(new_client(), settings.result_ttl_s)
+    predictions = AsyncPredictionStore(new_client(), settings.result_ttl_s, replicas)
     stack.push_async_callback(predictions.close)
-    idempotency_keys = IdempotencyKeys(new_client(), settings.idempotency_ttl_s)
+    idempotency_keys = IdempotencyKeys(new_client(), settings.idempotency_ttl_s, replicas)
     stack.push_async_callback(idempotency_keys.close)
 
     publisher = Publisher(publisher_connection(settings.broker_uri))
     depth = partial(publisher.depth, PredictionMessage.queue)
     group_commit = GroupCommitter(
-        PredictionStore(connect(settings.backend_uri), settings.result_ttl_s),
+        PredictionStore(connect(settings.backend_uri), settings.result_ttl_s, replicas),
         publisher,
         Backlog(PredictionMessage.queue.name, settings.queue_high_water, depth),
         deadline_s=settings.deadline_s,
@@ -113,6 +114,7 @@ def _create_services(
         schema,
         lambda: completions.is_subscribed,
         lambda: group_commit.failure,
+        replicas=replicas,
     )
     stack.push_async_callback(readiness.close)
     worker_models = WorkerModels(new_client())
@@ -124,7 +126,7 @@ def _create_services(
     batch_depth = partial(batch_publisher.depth, ChunkMessage.queue)
     batch_intake = BatchIntake(
         Customer,
-        BatchStore(connect(settings.backend_uri), settings.result_ttl_s),
+        BatchStore(connect(settings.backend_uri), settings.result_ttl_s, replicas),
         batch_publisher,
         Backlog(ChunkMessage.queue.name, settings.batch_high_water, batch_depth),
         max_bytes=settings.batch_max_bytes,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from celery_task_app.errors import ResultStoreUnavailable
 from celery_task_app.store.connection import AsyncStoreClient
 from celery_task_app.store.predictions import COMPLETIONS, AsyncPredictionStore, StoredPrediction, decode_completions
 
@@ -121,6 +122,9 @@ class CompletionListener:
             while time.monotonic() - heard < _LOST_AFTER_S:
                 message = await pubsub.get_message(timeout=_PING_AFTER_S)
                 if message is None:
+                    await client.ping()  # behind Sentinels, it finds out whether another server is the primary now
+                    if pubsub.connection and pubsub.connection.should_reconnect():
+                        raise ResultStoreUnavailable("another server is the primary now")
                     await pubsub.ping()
                 else:
                     heard = time.monotonic()

@@ -85,13 +85,15 @@ class Readiness:
 class ReadinessCheck:
     """Checks every part, all at the same time, within 2.5 seconds. All callers share one check a second."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - its parts, and its limit by keyword
         self,
         broker_uri: str,
         store: AsyncStoreClient,
         schema: Mapping[str, Any],
         is_subscribed: Callable[[], bool],
         failure: Callable[[], str],
+        *,
+        replicas: int = 0,
     ) -> None:
         """Check this process and its servers.
 
@@ -101,6 +103,7 @@ class ReadinessCheck:
             schema: of customers; it is kept in the result store, for the workers.
             is_subscribed: returns whether this process learns of completions.
             failure: returns why the last predictions were not accepted; empty if they were.
+            replicas: of the result store that must confirm a write.
         """
         self._broker_uri = broker_uri
         self._store = store
@@ -108,6 +111,7 @@ class ReadinessCheck:
         self._customer = parse_schema(schema)
         self._is_subscribed = is_subscribed
         self._failure = failure
+        self._replicas = replicas
         self._check: asyncio.Task[Readiness] | None = None
         self._checked_at = 0.0
         self._publishing = asyncio.create_task(self._publish_schema())
@@ -161,7 +165,7 @@ class ReadinessCheck:
     async def _check_store(self) -> tuple[str, dict[str, WorkerStatus], list[str]]:
         try:
             async with asyncio.timeout(_WITHIN_S):
-                skew_s = await publish_customer_schema(self._store, self._schema)
+                skew_s = await publish_customer_schema(self._store, self._schema, self._replicas)
                 workers = await list_workers(self._store, self._customer)
         except TimeoutError:
             return f"no answer within {_WITHIN_S} s", {}, []

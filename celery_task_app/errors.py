@@ -36,6 +36,7 @@ ChurnServiceError
 └── Unavailable               the request is fine; the same request may succeed later
     ├── BrokerUnavailable       the broker did not confirm
     ├── ResultStoreUnavailable  the result store did not answer
+    │   └── NotReplicated           too few of its replicas confirmed
     ├── NoSpace                 the API cannot write a temporary file
     └── Overloaded              too many predictions wait
 """
@@ -190,6 +191,10 @@ class BrokerUnavailable(Unavailable):
 
 class ResultStoreUnavailable(Unavailable):
     """The result store did not answer, or refused the command."""
+
+
+class NotReplicated(ResultStoreUnavailable):
+    """Too few replicas of the result store confirmed a write."""
 
 
 class NoSpace(Unavailable):

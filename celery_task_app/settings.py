@@ -3,11 +3,11 @@
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -15,7 +15,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 _EMPTY_DIGEST = hashlib.sha256(b"").hexdigest()
 _UNSUPPORTED = {
-    "sentinel": "Redis Sentinel is not supported yet",
+    "sentinel": "Redis Sentinel is supported for the result store only",
     "unix": "a Unix socket is not supported",
     "redis+socket": "a Unix socket is not supported",
     "socket": "a Unix socket is not supported",
@@ -25,6 +25,8 @@ _UNSUPPORTED = {
 # Celery and redis-py write the same values in two ways.
 _CERT_REQS = {"CERT_REQUIRED": "required", "CERT_OPTIONAL": "optional", "CERT_NONE": "none"}
 _TLS_PARAMETERS = {"ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile"}
+_MASTER_NAME = "mymaster"  # of the example configuration of Redis
+_SENTINEL_PARAMETERS = {"master_name", "sentinel_username", "sentinel_password", *_TLS_PARAMETERS}
 # Celery prefers these variables to its configuration, so the service would use other servers than its settings say.
 _OF_CELERY = {
     "CELERY_BROKER_URL": "BROKER_URI",
@@ -49,7 +51,12 @@ class Settings(BaseSettings):
     `rediss` for TLS. Several addresses of a RabbitMQ cluster are separated by semicolons."""
 
     backend_uri: str = "redis://localhost:6379/0"
-    """Address of the result store: Redis or Valkey, `redis://…`, or `rediss://…` for TLS."""
+    """Address of the result store: Redis or Valkey, `redis://…`, or `rediss://…` for TLS; or that of its Sentinels:
+    `sentinel://:PASSWORD@host:26379;sentinel://host2:26379/0?master_name=mymaster`."""
+
+    result_replicas: int = Field(default=0, ge=0, le=10)
+    """Replicas of the result store that must confirm a QUEUED marker before the 202, and an outcome before its message
+    is acknowledged (`WAIT`). 0 waits for none: a fail-over may then lose the writes of about a second."""
 
     model_path: Path = Path(__file__).parent / "ml" / "artifacts" / "churn.joblib"
     """The model file; the worker verifies it with the manifest beside it (the same name, `.json`), if there is one."""
@@ -186,6 +193,8 @@ class Settings(BaseSettings):
     @field_validator("backend_uri")
     @classmethod
     def _check_backend_uri(cls, text: str) -> str:
+        if text.startswith("sentinel://"):
+            return _check_sentinel_uri(text)
         if ";" in text:
             raise ValueError("it has several addresses, and only one is possible")
         return _check_uri(text, ("redis", "rediss"))
@@ -223,28 +232,64 @@ def _check_uri(text: str, schemes: Sequence[str]) -> str:
         raise ValueError("it is empty")
     if not separator:
         raise ValueError(f"it does not begin with {' or '.join(f'{one}://' for one in schemes)}")
-    if scheme in _UNSUPPORTED:
+    if scheme in _UNSUPPORTED and scheme not in schemes:
         raise ValueError(f"{_UNSUPPORTED[scheme]}; use {' or '.join(f'{one}://' for one in schemes)}")
     if scheme not in schemes:
         raise ValueError(f"its scheme must be {' or '.join(schemes)}")
+    parts = _split(rest)
+    if any(character.isspace() for character in uri):
+        raise ValueError("it has no host, or has a blank")
+    query = _check_query(parts.query, _TLS_PARAMETERS if scheme in ("amqps", "rediss") else set())
+    if scheme != "rediss":
+        return uri
+    return f"{uri.partition('?')[0]}?{urlencode({'ssl_cert_reqs': 'required', **query})}"
+
+
+def _split(rest: str) -> SplitResult:
+    """Return the parts of an address after its scheme."""
     try:
         parts = urlsplit(f"http://{rest}")
         has_host = bool(parts.hostname) and parts.port != 0
     except ValueError as error:
         raise ValueError("its port is not a number from 1 to 65535") from error
-    if not has_host or any(character.isspace() for character in uri):
+    if not has_host:
         raise ValueError("it has no host, or has a blank")
-    query = dict(parse_qsl(parts.query))
-    allowed = _TLS_PARAMETERS if scheme in ("amqps", "rediss") else set()
+    return parts
+
+
+def _check_query(text: str, allowed: Collection[str]) -> dict[str, str]:
+    query = dict(parse_qsl(text))
     if unknown := sorted(query.keys() - allowed):
         raise ValueError(f"its parameter {unknown[0]} is not supported; TLS has {', '.join(sorted(_TLS_PARAMETERS))}")
-    check = query.get("ssl_cert_reqs", "required")
-    query["ssl_cert_reqs"] = _CERT_REQS.get(check, check)
-    if query["ssl_cert_reqs"] not in _CERT_REQS.values():
-        raise ValueError("its ssl_cert_reqs must be required, optional or none")
-    if scheme != "rediss":
-        return uri
-    return f"{uri.partition('?')[0]}?{urlencode(query)}"
+    if (check := query.get("ssl_cert_reqs")) is not None:
+        query["ssl_cert_reqs"] = _CERT_REQS.get(check, check)
+        if query["ssl_cert_reqs"] not in _CERT_REQS.values():
+            raise ValueError("its ssl_cert_reqs must be required, optional or none")
+    return query
+
+
+def _check_sentinel_uri(text: str) -> str:
+    """Return the address of Sentinels in one form: the login in the first part, database and parameters in the last.
+
+    The form with them in another part, as Celery documents it, is understood too.
+    """
+    uri, _, query_text = text.partition("?")
+    parts = [_split(_check_uri(one, ("sentinel",)).partition("://")[2]) for one in uri.split(";")]
+    hosts = [part.netloc.rpartition("@")[2] for part in parts]
+    logins = {login for part in parts if (login := part.netloc.rpartition("@")[0])}
+    databases = {database for part in parts if (database := part.path.strip("/"))} or {"0"}
+    if len(logins) > 1 or len(databases) > 1:
+        raise ValueError("its parts have different logins or databases, and they are those of one result store")
+    login, database = "".join(f"{one}@" for one in logins), databases.pop()
+    if not database.isdecimal():
+        raise ValueError("its database is not a number")
+    query = {"master_name": _MASTER_NAME, **_check_query(query_text, _SENTINEL_PARAMETERS)}
+    if "master_name=" in query_text.split("&"):
+        raise ValueError("its master_name is empty")
+    if query.keys() & _TLS_PARAMETERS:
+        query = {"ssl_cert_reqs": "required", **query}
+    sentinels = ";".join(f"sentinel://{one}" for one in [f"{login}{hosts[0]}", *hosts[1:]])
+    return f"{sentinels}/{database}?{urlencode(query)}"
 
 
 def load_settings() -> Settings:

@@ -115,8 +115,8 @@ class PredictTask(celery.Task):
     def open_delivery() -> DeliveryPolicy:
         """Return the delivery policy on connections of its own."""
         stores = Stores(
-            PredictionStore(connect(settings.backend_uri), settings.result_ttl_s),
-            BatchStore(connect(settings.backend_uri), settings.result_ttl_s),
+            PredictionStore(connect(settings.backend_uri), settings.result_ttl_s, settings.result_replicas),
+            BatchStore(connect(settings.backend_uri), settings.result_ttl_s, settings.result_replicas),
         )
         return DeliveryPolicy(stores, Publisher(publisher_connection(settings.broker_uri)), _read_example)
 

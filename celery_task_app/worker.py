@@ -11,6 +11,7 @@ from celery import Celery
 from kombu import Queue
 
 from celery_task_app.settings import settings
+from celery_task_app.store.sentinel import celery_backend
 
 # Task names are part of the wire format: workers and API processes of other versions use them too.
 PREDICT_TASK = "celery_task_app.tasks.predict_churn"
@@ -71,11 +72,11 @@ _address = broker_address(settings.broker_uri)
 app = Celery(
     "churn",
     broker=_address.url,
-    backend=settings.backend_uri,
     include=["celery_task_app.tasks"],
 )
 
 app.conf.update(
+    **celery_backend(settings.backend_uri),
     # JSON only, which is Celery's default too: unpickling a message would run code that it contains.
     accept_content=["json"],
     # Queues: the article's plain worker command consumes all of them. A misspelt name is an error, not a new queue.

@@ -19,6 +19,7 @@ from celery_task_app.store.connection import (
     store_errors,
 )
 from celery_task_app.store.counts import ROWS
+from celery_task_app.store.replication import append_wait, require_confirmed, run_script, run_script_async
 
 _WHOLE = "whole"
 _VERSION = b"version:"  # begins a counter of rows in scripts/finish_rows.lua
@@ -68,9 +69,17 @@ class BatchStore:
     Every method raises ResultStoreUnavailable within about two seconds if the store does not answer or refuses.
     """
 
-    def __init__(self, client: StoreClient, result_ttl_s: int) -> None:
+    def __init__(self, client: StoreClient, result_ttl_s: int, replicas: int = 0) -> None:
+        """Use a client of the result store.
+
+        Args:
+            client: of the result store.
+            result_ttl_s: seconds that a batch is kept.
+            replicas: of the store that must confirm a new batch and the results of its rows.
+        """
         self._client = client
         self._result_ttl_s = result_ttl_s
+        self._replicas = replicas
         self._finish_rows = client.register_script(load_counting_script("finish_rows"))
         self._accept = client.register_script(load_counting_script("accept_batch"))
         self._delete = client.register_script(load_counting_script("delete_batch"))
@@ -78,10 +87,11 @@ class BatchStore:
     def create(self, batch_id: str, total: int, chunks: int) -> None:
         """Write a new batch with no row finished."""
         counters = {"state": "running", "total": total, "chunks": chunks, "done": 0, "failed": 0}
-        with store_errors(), self._client.pipeline() as pipeline:
+        with store_errors(), self._client.pipeline(transaction=not self._replicas) as pipeline:
             pipeline.hset(_key(batch_id), mapping=cast("dict[Any, Any]", counters))
             pipeline.expire(_key(batch_id), self._result_ttl_s)
-            pipeline.execute()
+            append_wait(pipeline, self._replicas)
+            require_confirmed(pipeline.execute(), self._replicas)
 
     def accept(self, batch_id: str) -> None:
         """Count the rows of a batch as accepted, because all of its chunks were published."""
@@ -124,9 +134,12 @@ class BatchStore:
             return
         keys = [_key(batch_id), _key(batch_id, chunk), *ROWS]
         with store_errors():
-            if len(outcomes) == 1 or self._finish_rows(keys, [model_version or "", *_field(_WHOLE, outcomes)]):
+            if len(outcomes) == 1 or self._write_rows(keys, [model_version or "", *_field(_WHOLE, outcomes)]):
                 fields = [part for row, outcome in outcomes.items() for part in _field(str(row), {row: outcome})]
-                self._finish_rows(keys, [model_version or "", *fields])
+                self._write_rows(keys, [model_version or "", *fields])
+
+    def _write_rows(self, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+        return run_script(self._client, self._finish_rows, keys, arguments, self._replicas)
 
     def delete(self, batch_id: str) -> None:
         """Cancel the pending rows of a batch, and remove its results."""
@@ -143,8 +156,10 @@ class BatchStore:
 class AsyncBatchStore:
     """The asyncio side, for the API. Every method raises ResultStoreUnavailable within about two seconds."""
 
-    def __init__(self, client: AsyncStoreClient) -> None:
+    def __init__(self, client: AsyncStoreClient, replicas: int = 0) -> None:
+        """Use a client of the result store, of which so many replicas must confirm a deletion."""
         self._client = client
+        self._replicas = replicas
         self._delete = client.register_script(load_counting_script("delete_batch"))
 
     async def find(self, batch_id: str) -> StoredBatch | None:
@@ -183,7 +198,8 @@ class AsyncBatchStore:
     async def delete(self, batch_id: str) -> bool:
         """Cancel the pending rows of a batch, and remove its results; return whether the batch was known."""
         async with store_call():
-            chunks = cast("int", await cast("Any", self._delete([_key(batch_id), *ROWS])))
+            keys = [_key(batch_id), *ROWS]
+            chunks = cast("int", await run_script_async(self._client, self._delete, keys, [], self._replicas))
             if chunks > 0:
                 await self._client.unlink(*_chunk_keys(batch_id, chunks))
         return chunks >= 0

@@ -15,6 +15,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from celery_task_app.errors import ResultStoreUnavailable
+from celery_task_app.store.replication import require_replicas
+from celery_task_app.store.sentinel import SCHEME, connect_async_by_sentinel, connect_by_sentinel
 
 # TCP notices within about 5 s that a host is gone; by default after 2 hours, or 15 minutes if data was sent.
 _KEEPALIVE = {
@@ -30,6 +32,8 @@ _OPTIONS: dict[str, Any] = {
     "socket_keepalive_options": _KEEPALIVE,
     "health_check_interval": 15,
 }
+# A connection to a primary that does not answer costs this time twice, and the question to the Sentinels comes before.
+_BEHIND_SENTINEL = {**_OPTIONS, "socket_timeout": 0.75, "socket_connect_timeout": 0.75}
 _CONNECTIONS = 32  # of one asyncio client; more requests than these wait for a connection
 _CALL_WITHIN_S = 2.5
 
@@ -44,6 +48,8 @@ _SCRIPTS = Path(__file__).with_name("scripts")
 
 def connect(uri: str) -> StoreClient:
     """Return a blocking client of the result store; it opens a connection at its first command."""
+    if uri.startswith(f"{SCHEME}://"):
+        return connect_by_sentinel(uri, **_BEHIND_SENTINEL)
     return redis.Redis.from_url(uri, retry=Retry(NoBackoff(), 1), **_OPTIONS)
 
 
@@ -52,9 +58,10 @@ def connect_async(uri: str) -> AsyncStoreClient:
 
     A command waits for a connection if all are in use; redis-py's default pool raises an error beyond 100 connections.
     """
-    pool = redis.asyncio.BlockingConnectionPool.from_url(
-        uri, max_connections=_CONNECTIONS, timeout=_CALL_WITHIN_S, retry=AsyncRetry(NoBackoff(), 1), **_OPTIONS
-    )
+    limits = {"max_connections": _CONNECTIONS, "timeout": _CALL_WITHIN_S}
+    if uri.startswith(f"{SCHEME}://"):
+        return connect_async_by_sentinel(uri, **limits, **_BEHIND_SENTINEL)
+    pool = redis.asyncio.BlockingConnectionPool.from_url(uri, retry=AsyncRetry(NoBackoff(), 1), **limits, **_OPTIONS)
     return redis.asyncio.Redis.from_pool(pool)
 
 
@@ -97,7 +104,7 @@ def clock_skew_s(client: StoreClient) -> float:
     return _skew_s(before, *answer)
 
 
-async def check_store(client: AsyncStoreClient, key: str, text: str, ttl_s: int) -> float:
+async def check_store(client: AsyncStoreClient, key: str, text: str, ttl_s: int, replicas: int = 0) -> float:
     """Check that the result store can be written; return the seconds by which this host's clock is ahead of it.
 
     Args:
@@ -105,9 +112,11 @@ async def check_store(client: AsyncStoreClient, key: str, text: str, ttl_s: int)
         key: it is written, because a store that is full or read-only answers reads.
         text: its value.
         ttl_s: seconds until it disappears.
+        replicas: of the store that must confirm it.
 
     Raises:
-        ResultStoreUnavailable: it does not answer, or is a Redis Cluster, which refuses scripts with several keys.
+        ResultStoreUnavailable: it does not answer, has too few replicas, or is a Redis Cluster, which refuses scripts
+            with several keys.
     """
     async with store_call():
         before = time.time()
@@ -117,6 +126,8 @@ async def check_store(client: AsyncStoreClient, key: str, text: str, ttl_s: int)
         raise ResultStoreUnavailable("it is a Redis Cluster, which is not supported: use a server without cluster mode")
     async with store_call():
         await client.set(key, text, ex=ttl_s)
+        if replicas:
+            await require_replicas(client, replicas)
     return skew_s
 
 

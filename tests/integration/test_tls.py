@@ -7,14 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from celery import Celery
+from celery.result import AsyncResult
 
 from celery_task_app.errors import BrokerUnavailable, ResultStoreUnavailable
 from celery_task_app.messaging.publisher import probe_broker
 from celery_task_app.settings import Settings
-from celery_task_app.store.connection import check_store, connect_async
+from celery_task_app.store.connection import check_store, connect, connect_async
+from celery_task_app.store.predictions import PredictionStore
+from celery_task_app.store.sentinel import celery_backend
 from tests.conftest import need
-from tests.harness.processes import free_port, until
-from tests.harness.servers import epmd_has_ended, start_rabbitmq, start_redis
+from tests.harness.processes import Process, free_port, until
+from tests.harness.servers import epmd_has_ended, redis_answers, start_rabbitmq, start_redis
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +42,26 @@ def redis_port(certificate: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     server, _ = start_redis(tmp_path_factory.mktemp("redis") / "redis", "redis-server", more=[*tls, *key])
     with contextlib.ExitStack() as stack:
         stack.callback(server.kill)
+        yield port
+
+
+@pytest.fixture(scope="module")
+def sentinel_port(certificate: Path, redis_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of a Sentinel with TLS; it reports the name of the store, because the certificate has no IP address."""
+    port, plain_port, folder = free_port(), free_port(), tmp_path_factory.mktemp("sentinel")
+    config = folder / "sentinel.conf"
+    config.write_text(
+        f"port {plain_port}\nbind 127.0.0.1\ndir {folder}\ntls-port {port}\ntls-replication yes\ntls-auth-clients no\n"
+        f"tls-cert-file {certificate}\ntls-key-file {certificate.with_name('key.pem')}\n"
+        f"tls-ca-cert-file {certificate}\n"
+        "sentinel resolve-hostnames yes\nsentinel announce-hostnames yes\n"
+        f"sentinel monitor mymaster localhost {redis_port} 1\n"
+    )
+    sentinel = Process(["redis-server", str(config), "--sentinel"], folder / "log", cwd=folder)
+    sentinel.start()
+    with contextlib.ExitStack() as stack:
+        stack.callback(sentinel.kill)
+        until(lambda: redis_answers(plain_port))
         yield port
 
 
@@ -71,6 +95,20 @@ def store_answers(uri: str) -> bool:
             return await check_store(client, "churn:test", "", ttl_s=60)
 
     return abs(asyncio.run(check())) < 60
+
+
+def test_sentinels_and_their_store_with_a_certificate_of_a_known_authority_are_used(
+    sentinel_port: int, certificate: Path
+) -> None:
+    uri = normalized(f"sentinel://localhost:{sentinel_port}/0?ssl_ca_certs={certificate}")
+    assert store_answers(uri)
+    with contextlib.closing(PredictionStore(connect(uri), result_ttl_s=60)) as store:
+        store.finish({"tls": 0.5}, "v1")
+    celery = Celery()
+    celery.conf.update(celery_backend(uri), redis_socket_timeout=2)
+    assert AsyncResult("tls", app=celery).result == 0.5
+    with pytest.raises(ResultStoreUnavailable):
+        store_answers(f"sentinel://localhost:{sentinel_port}/0?ssl_cert_reqs=required")
 
 
 @pytest.mark.parametrize("check", ["", "&ssl_cert_reqs=CERT_REQUIRED", "&ssl_cert_reqs=required"])

@@ -45,7 +45,15 @@ def test_settings_are_frozen() -> None:
         ("BACKEND_URI", "amqp://secret//", "its scheme must be"),
         ("BACKEND_URI", "unix:///secret.sock", "Unix socket"),
         ("BACKEND_URI", "redis+socket:///secret.sock", "Unix socket"),
-        ("BACKEND_URI", "sentinel://secret:26379", "Sentinel"),
+        ("BROKER_URI", "sentinel://secret:26379", "for the result store only"),
+        ("BACKEND_URI", "sentinel://secret:26379;redis://two", "its scheme must be sentinel"),
+        ("BACKEND_URI", "sentinel://:secret@one;sentinel://:secret2@two", "different logins"),
+        ("BACKEND_URI", "sentinel://secret/0;sentinel://two/1", "different logins or databases"),
+        ("BACKEND_URI", "sentinel://secret/x", "database is not a number"),
+        ("BACKEND_URI", "sentinel://secret;", "is empty"),
+        ("BACKEND_URI", "sentinel://secret?socket_timeout=9", "parameter socket_timeout is not supported"),
+        ("BACKEND_URI", "sentinel://secret?master_name=", "master_name is empty"),
+        ("RESULT_REPLICAS", "-1", "greater than or equal to 0"),
         ("BACKEND_URI", "rediscluster://secret:7000", "Redis Cluster"),
         ("BACKEND_URI", "rediss://secret/0?ssl_cert_reqs=perhaps", "ssl_cert_reqs"),
         ("BACKEND_URI", "redis://secret/0?db=x", "parameter db is not supported"),
@@ -179,6 +187,25 @@ def test_traces_without_the_extra_are_refused_with_the_command_that_installs_it(
         f"Cannot start: {ENDPOINT} asks for traces, and opentelemetry.exporter.otlp.proto.http is not installed: "
         "pip install --no-deps --require-hashes -r requirements/tracing.txt."
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "normalized"),
+    [
+        ("sentinel://one", "sentinel://one/0?master_name=mymaster"),
+        (
+            "sentinel://:pw@one:26379/1;sentinel://:pw@two:26380/1",
+            "sentinel://:pw@one:26379;sentinel://two:26380/1?master_name=mymaster",
+        ),
+        (
+            "sentinel://one;sentinel://u:p%40@two/3?ssl_cert_reqs=CERT_NONE&master_name=churn&sentinel_password=s",
+            "sentinel://u:p%40@one;sentinel://two/3?ssl_cert_reqs=none&master_name=churn&sentinel_password=s",
+        ),
+    ],
+)
+def test_an_address_of_sentinels_is_brought_into_one_form(given: str, normalized: str) -> None:
+    assert Settings(backend_uri=given).backend_uri == normalized
+    assert Settings(backend_uri=normalized).backend_uri == normalized
 
 
 def test_every_setting_is_documented() -> None:
