@@ -35,7 +35,7 @@ from api.services import Services
 from api.state_metrics import add_state_metrics
 from api.worker_models import WorkerModels
 from celery_task_app.messaging.messages import ChunkMessage, PredictionMessage
-from celery_task_app.messaging.publisher import Publisher, publisher_connection
+from celery_task_app.messaging.publisher import Publisher, publisher_connections
 from celery_task_app.ml.schema import parse_schema
 from celery_task_app.observability.exporter import MetricsServer
 from celery_task_app.observability.logs import configure_logging
@@ -91,7 +91,7 @@ def _create_services(
     idempotency_keys = IdempotencyKeys(new_client(), settings.idempotency_ttl_s, replicas)
     stack.push_async_callback(idempotency_keys.close)
 
-    publisher = Publisher(publisher_connection(settings.broker_uri))
+    publisher = Publisher(*publisher_connections(settings.broker_uri))
     depth = partial(publisher.depth, PredictionMessage.queue)
     group_commit = GroupCommitter(
         PredictionStore(connect(settings.backend_uri), settings.result_ttl_s, replicas),
@@ -122,7 +122,7 @@ def _create_services(
     queue = QueueWatch(AsyncCountReader(new_client()), new_client(), parse_schema(schema))
     stack.push_async_callback(queue.close)
 
-    batch_publisher = Publisher(publisher_connection(settings.broker_uri))
+    batch_publisher = Publisher(*publisher_connections(settings.broker_uri))
     batch_depth = partial(batch_publisher.depth, ChunkMessage.queue)
     batch_intake = BatchIntake(
         Customer,

@@ -48,7 +48,7 @@ class Settings(BaseSettings):
 
     broker_uri: str = "amqp://guest:guest@localhost:5672//"
     """Address of the broker: `amqp://…` (RabbitMQ, the durable choice) or `redis://…` (Valkey or Redis); `amqps` and
-    `rediss` for TLS. Several addresses of a RabbitMQ cluster are separated by semicolons."""
+    `rediss` for TLS. Several addresses of a RabbitMQ cluster are separated by semicolons; give each its port."""
 
     backend_uri: str = "redis://localhost:6379/0"
     """Address of the result store: Redis or Valkey, `redis://…`, or `rediss://…` for TLS; or that of its Sentinels:

@@ -29,7 +29,7 @@ from celery_task_app.consumer.heartbeat import Heartbeat, WorkerHealth
 from celery_task_app.consumer.request import RecoveringRequest
 from celery_task_app.errors import AttemptFailed, MalformedMessage, MetricsPortUnavailable, ModelError, Unavailable
 from celery_task_app.messaging.messages import ChunkMessage, Message, PredictionMessage, Stores
-from celery_task_app.messaging.publisher import Publisher, publisher_connection
+from celery_task_app.messaging.publisher import Publisher, publisher_connections
 from celery_task_app.ml.artifact import Artifact, read_manifest
 from celery_task_app.ml.model import ChurnModel
 from celery_task_app.ml.schema import CustomerSchema, Feature, parse_features, parse_schema, schema_differences
@@ -118,7 +118,7 @@ class PredictTask(celery.Task):
             PredictionStore(connect(settings.backend_uri), settings.result_ttl_s, settings.result_replicas),
             BatchStore(connect(settings.backend_uri), settings.result_ttl_s, settings.result_replicas),
         )
-        return DeliveryPolicy(stores, Publisher(publisher_connection(settings.broker_uri)), _read_example)
+        return DeliveryPolicy(stores, Publisher(*publisher_connections(settings.broker_uri)), _read_example)
 
     @cached_property
     def delivery(self) -> DeliveryPolicy:

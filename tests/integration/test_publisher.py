@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import time
 from collections.abc import Iterator
 from typing import Any, ClassVar
 from uuid import uuid4
@@ -12,14 +13,16 @@ from kombu import Queue
 
 from celery_task_app.errors import BrokerUnavailable, Overloaded
 from celery_task_app.messaging.messages import ChunkMessage, PredictionMessage, PredictionRequest
-from celery_task_app.messaging.publisher import Publisher, probe_broker, publisher_connection
+from celery_task_app.messaging.publisher import Publisher, probe_broker, publisher_connections
 from celery_task_app.worker import BATCHES, DEAD, PREDICTIONS
-from tests.harness.processes import free_port, silent_port
+from tests.harness.processes import free_port, silent_port, until
 from tests.harness.proxy import proxy
-from tests.harness.servers import Servers
+from tests.harness.servers import Servers, rabbitmq_answers
 from tests.integration.queues import arguments, delete_queue, take_all
 
 pytestmark = pytest.mark.usefixtures("empty_queues")
+
+REQUEST_WAITS_S = 2.5  # to be accepted, api/group_commit.py
 
 
 def single(customer: dict[str, Any], task_id: str | None = None) -> PredictionMessage:
@@ -27,7 +30,7 @@ def single(customer: dict[str, Any], task_id: str | None = None) -> PredictionMe
 
 
 def publisher_at(uri: str) -> contextlib.closing[Publisher]:
-    return contextlib.closing(Publisher(publisher_connection(uri)))
+    return contextlib.closing(Publisher(*publisher_connections(uri)))
 
 
 def test_a_message_is_in_its_queue_with_its_retries(
@@ -175,3 +178,96 @@ class TestRabbitMQ:
         others = {name: value for name, value in queue.queue_arguments.items() if name != argument}
         with servers.connection() as connection, pytest.raises(PreconditionFailed, match=argument):
             Queue(queue.name, queue_arguments=others, channel=connection.default_channel).queue_declare()
+
+    def test_a_connection_to_each_address_stands_by(self, servers: Servers, customer: dict[str, Any]) -> None:
+        with proxy(servers.broker_port) as first, proxy(servers.broker_port) as second:
+            uri = ";".join(servers.broker_uri_at(between.port) for between in (first, second))
+            with publisher_at(uri) as publisher:
+                for _ in range(5):
+                    publisher.publish(single(customer))
+            assert (first.accepted, second.accepted) == (1, 1)
+        assert len(take_all(servers, PREDICTIONS)) == 5
+
+    def test_an_address_that_does_not_confirm_is_left_for_the_next_one(
+        self, servers: Servers, customer: dict[str, Any]
+    ) -> None:
+        with proxy(servers.broker_port) as first, proxy(servers.broker_port) as second:
+            uri = ";".join(servers.broker_uri_at(between.port) for between in (first, second))
+            with publisher_at(uri) as publisher:
+                for _ in range(2):
+                    publisher.publish(single(customer))
+                second.silence(b"AMQP")  # the one that was used last
+                for _ in range(3):
+                    publisher.publish(single(customer))
+            assert (first.accepted, second.accepted) == (1, 1)
+        # The broker has no copy of the message that was not forwarded.
+        assert len(take_all(servers, PREDICTIONS)) == 5
+
+    @pytest.mark.timeout(40, func_only=True)
+    def test_a_late_confirm_keeps_the_connections_and_confirms_no_other_message(
+        self, servers: Servers, customer: dict[str, Any]
+    ) -> None:
+        with proxy(servers.broker_port) as first, proxy(servers.broker_port) as second:
+            uri = ";".join(servers.broker_uri_at(between.port) for between in (first, second))
+            with publisher_at(uri) as publisher:
+                for _ in range(2):
+                    publisher.publish(single(customer))
+                for _ in range(2):
+                    with servers.broker.paused():
+                        started = time.monotonic()
+                        with pytest.raises(BrokerUnavailable, match="did not confirm"):
+                            publisher.publish(single(customer))
+                        assert time.monotonic() - started < REQUEST_WAITS_S
+                    until(lambda: rabbitmq_answers(servers.broker_uri))
+                for _ in range(2):
+                    publisher.publish(single(customer))
+            assert (first.accepted, second.accepted) == (1, 1)
+
+    def test_idle_connections_that_are_lost_cost_no_message(self, servers: Servers, customer: dict[str, Any]) -> None:
+        with proxy(servers.broker_port) as first, proxy(servers.broker_port) as second:
+            uri = ";".join(servers.broker_uri_at(between.port) for between in (first, second))
+            with publisher_at(uri) as publisher:
+                for _ in range(3):
+                    for _ in range(2):
+                        publisher.publish(single(customer))
+                    first.drop()
+                    second.drop()
+        assert len(take_all(servers, PREDICTIONS)) == 6
+
+    @pytest.mark.parametrize("position", [0, 1, 2])
+    @pytest.mark.parametrize("is_refused", [True, False], ids=["refused", "silent"])
+    def test_one_address_of_three_is_enough(
+        self, servers: Servers, customer: dict[str, Any], position: int, is_refused: bool
+    ) -> None:
+        with silent_port() as silent, silent_port() as another:
+            ports = [free_port(), free_port()] if is_refused else [silent, another]
+            ports.insert(position, servers.broker_port)
+            uri = ";".join(servers.broker_uri_at(port) for port in ports)
+            with publisher_at(uri) as publisher:
+                publisher.publish(single(customer))
+            assert probe_broker(uri)["churn"].messages == 1
+
+    @pytest.mark.usefixtures("small_queue")
+    @pytest.mark.parametrize("addresses", [1, 3])
+    def test_a_full_queue_is_an_overload_at_every_address(
+        self, servers: Servers, customer: dict[str, Any], addresses: int
+    ) -> None:
+        def fill(publisher: Publisher) -> None:
+            for _ in range(100):
+                publisher.publish(SmallQueueMessage({str(uuid4()): PredictionRequest(customer)}))
+
+        with publisher_at(";".join([servers.broker_uri] * addresses)) as publisher:
+            for _ in range(2):
+                with pytest.raises(Overloaded, match="full"):
+                    fill(publisher)
+
+    @pytest.mark.timeout(20, func_only=True)
+    def test_no_address_is_tried_for_longer_than_a_request_waits(
+        self, servers: Servers, customer: dict[str, Any]
+    ) -> None:
+        with silent_port() as silent:
+            uri = ";".join([servers.broker_uri_at(silent)] * 20)
+            started = time.monotonic()
+            with publisher_at(uri) as publisher, pytest.raises(BrokerUnavailable, match="did not confirm"):
+                publisher.publish(single(customer))
+            assert time.monotonic() - started < REQUEST_WAITS_S

@@ -1,12 +1,16 @@
 """The Celery app: its queues, and its transport for each kind of broker."""
 
+import os
 import ssl
+import subprocess
+import sys
 
 import pytest
 from celery.exceptions import QueueNotFound
 
-from celery_task_app.messaging.publisher import publisher_connection
+from celery_task_app.messaging.publisher import publisher_connections
 from celery_task_app.worker import BATCHES, DEAD, PREDICT_TASK, PREDICTIONS, app, broker_address
+from tests.harness.processes import ROOT
 
 TRANSPORT = "celery_task_app.messaging.redis_transport:Transport"
 
@@ -48,5 +52,28 @@ def test_tls_of_rabbitmq_has_parameters() -> None:
 
 
 def test_every_address_of_a_cluster_is_used() -> None:
-    connection = publisher_connection("amqp://one//;amqp://two//")
-    assert connection.alt == ["amqp://one//", "amqp://two//"]
+    connections = publisher_connections("amqp://one//;amqp://two//")
+    assert [connection.hostname for connection in connections] == ["one", "two"]
+
+
+def test_the_api_compares_the_certificate_of_each_address_with_its_host() -> None:
+    connections = publisher_connections("amqps://one//;amqps://two//")
+    assert [connection.ssl["server_hostname"] for connection in connections] == ["one", "two"]
+
+
+def test_a_worker_leaves_a_frozen_node_sooner_if_there_are_others() -> None:
+    code = (
+        "from celery_task_app.worker import app; print(app.conf.broker_heartbeat, app.conf.broker_connection_timeout)"
+    )
+    read = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "BROKER_URI": uri},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split()
+        for uri in ("amqp://one//", "amqp://one//;amqp://two//")
+    ]
+    assert read == [["20", "4"], ["4", "2"]]
