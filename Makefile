@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 INSTALL := $(PYTHON) celery_task_app/cli/install.py
 
 .DEFAULT_GOAL := help
-.PHONY: help run status clean env test test-unit coverage mutation faults soak check audit format bench bench-peers package train notebook openapi lock
+.PHONY: help run status clean env test test-unit coverage mutation faults faults-cluster soak check audit format bench bench-peers package train notebook openapi lock
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # Each requirements file is installed once, and again after it has changed: it is then newer than its mark.
 # --no-deps: the files are complete, and pip 23.2 finds no hash for a package that another one requires with an extra.
@@ -73,6 +73,9 @@ format: $(VENV)/.installed-test ## format, and fix lint errors
 
 faults: $(VENV)/.installed-test ## cause every fault under load, on both back-ends; writes benchmarks/faults.md (30 minutes)
 	$(BIN)/python -m benchmarks.faults $(ARGS)
+
+faults-cluster: $(VENV)/.installed-test ## break nodes of a RabbitMQ cluster, ten times each; writes benchmarks/faults-cluster.md (an hour)
+	$(BIN)/python -m benchmarks.faults_cluster $(ARGS)
 
 soak: $(VENV)/.installed-test ## cause random faults, on both back-ends in turn (MINUTES=10)
 	$(BIN)/python -m benchmarks.faults --minutes $(or $(MINUTES),10) $(ARGS)

@@ -22,7 +22,7 @@ from tests.harness.counts import difference, imbalances, scraped_counts
 from tests.harness.customers import CUSTOMER
 from tests.harness.metrics import scrape
 from tests.harness.processes import until
-from tests.harness.readiness import Look, Post, Verdict, judge
+from tests.harness.readiness import Look, Post, Verdict, judge, longest_refusal_s
 from tests.harness.service import Service
 
 ALL_ENDED_WITHIN_S = 100  # Valkey redelivers the messages of a lost worker after 60 s.
@@ -133,6 +133,7 @@ class Ledger:
         self._slowest_s = self._slowest_livez_s = 0.0
         self._lock = threading.Lock()
         self._stopped = threading.Event()
+        self._fetching = requests.Session()  # one connection, because a new one for each fetch falls behind the load
         self._before = self._read_counts()
 
     @property
@@ -173,6 +174,11 @@ class Ledger:
         """Return the seconds from a time until the last prediction was sent that was not accepted; 0 if all were."""
         with self._lock:
             return max((post.sent_at - since for post in self._posts if not post.is_accepted), default=0.0)
+
+    def longest_refusal_s(self, since: float = 0) -> float:
+        """Return the longest time without an accepted prediction, of those sent since a time of `time.monotonic()`."""
+        with self._lock:
+            return longest_refusal_s([post for post in self._posts if post.sent_at >= since])
 
     def report(self, response: str) -> None:
         """Record a forbidden response, for example `POST /churn/batches: 429`."""
@@ -245,10 +251,14 @@ class Ledger:
             {"accepted": counts.accepted, **counts.ended, "waiting": counts.waiting} for counts in (predictions, rows)
         )
 
-    def _request(self, method: str, path: str, **options: Any) -> requests.Response | None:
-        """Return the response; None if the API is down."""
+    def _request(
+        self, method: str, path: str, session: requests.Session | None = None, **options: Any
+    ) -> requests.Response | None:
+        """Return the response; None if the API is down. Without a session it is a request of another client."""
         started = time.monotonic()
         try:
+            if session:
+                return session.request(method, self.service.url + path, timeout=20, **options)
             return self.service.request(method, path, timeout=20, **options)
         except requests.Timeout:
             with self._lock:
@@ -306,7 +316,7 @@ class Ledger:
     def _fetch(self) -> bool:
         """Fetch the oldest pending prediction; return whether it has ended."""
         task_id, expected, post = self._pending[0]
-        response = self._request("GET", f"/churn/result/{task_id}")
+        response = self._request("GET", f"/churn/result/{task_id}", self._fetching)
         self._pending.popleft()
         if response is None or response.status_code in (202, 503):
             self._pending.append((task_id, expected, post))

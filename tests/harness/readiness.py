@@ -102,3 +102,16 @@ def falsehood(look: Look, until: float, posts: Sequence[Post]) -> Falsehood:
     if look.is_ready:
         return "false ready" if has_unanswered or not any(post.ended_within(LATE_S) for post in told) else ""
     return "false alarm" if not has_unanswered and all(post.ended_within(SOON_S) for post in told) else ""
+
+
+def longest_refusal_s(posts: Sequence[Post]) -> float:
+    """Return the longest time from a refused prediction to the next accepted one, or to the last one, in seconds."""
+    longest, refused_at = 0.0, None
+    for post in sorted(posts, key=lambda post: post.sent_at):
+        if refused_at is None and not post.is_accepted:
+            refused_at = post.sent_at
+        if refused_at is not None:
+            longest = max(longest, post.sent_at - refused_at)
+        if post.is_accepted:
+            refused_at = None
+    return longest

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from tests.harness.readiness import LATE_S, SOON_S, Look, Post, judge
+from tests.harness.readiness import LATE_S, SOON_S, Look, Post, judge, longest_refusal_s
 
 LOOKS = 10
 
@@ -63,3 +63,11 @@ def test_the_time_to_detect_a_fault_does_not_count() -> None:
 def test_a_true_look_ends_a_run_of_false_ones() -> None:
     mixed = [Look(at, is_ready=at % 3 != 2) for at in range(LOOKS)]
     assert judge(mixed, REFUSED).false_ready_s == 0
+
+
+def test_the_longest_refusal_lasts_until_the_next_accepted_prediction() -> None:
+    accepted = [False, True, False, False, False, True, True, False, False]
+    posts = [Post(at, is_accepted=one) for at, one in enumerate(accepted)]
+    assert longest_refusal_s(posts) == longest_refusal_s(posts[::-1]) == 3
+    assert longest_refusal_s(posts[-2:]) == 1
+    assert longest_refusal_s(posts[5:7]) == 0
