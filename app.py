@@ -36,7 +36,6 @@ from api.state_metrics import add_state_metrics
 from api.worker_models import WorkerModels
 from celery_task_app.messaging.messages import ChunkMessage, PredictionMessage
 from celery_task_app.messaging.publisher import Publisher, publisher_connections
-from celery_task_app.ml.schema import parse_schema
 from celery_task_app.observability.exporter import MetricsServer
 from celery_task_app.observability.logs import configure_logging
 from celery_task_app.observability.metrics import ApiMetrics
@@ -119,7 +118,7 @@ def _create_services(
     stack.push_async_callback(readiness.close)
     worker_models = WorkerModels(new_client())
     stack.push_async_callback(worker_models.close)
-    queue = QueueWatch(AsyncCountReader(new_client()), new_client(), parse_schema(schema))
+    queue = QueueWatch(AsyncCountReader(new_client()), new_client(), schema)
     stack.push_async_callback(queue.close)
 
     batch_publisher = Publisher(*publisher_connections(settings.broker_uri))

@@ -12,10 +12,11 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from api.worker_models import list_workers
 from celery_task_app.errors import ResultStoreUnavailable
-from celery_task_app.ml.schema import CustomerSchema
+from celery_task_app.ml.schema import parse_schema
 from celery_task_app.store.connection import AsyncStoreClient
 from celery_task_app.store.counts import AsyncCountReader, Counts, ServiceCounts
 from celery_task_app.store.worker_status import WorkerStatus
@@ -100,7 +101,7 @@ class QueueWatch:
         self,
         counts: AsyncCountReader,
         store: AsyncStoreClient,
-        schema: CustomerSchema,
+        schema: Mapping[str, Any],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Read the queue.
@@ -108,12 +109,12 @@ class QueueWatch:
         Args:
             counts: reads the counts.
             store: a client of the result store, for the statuses of workers.
-            schema: of this API, with which the models of the workers are compared.
+            schema: of customers, with which the models of the workers are compared.
             clock: the time in seconds.
         """
         self._counts = counts
         self._store = store
-        self._schema = schema
+        self._schema = parse_schema(schema)
         self._clock = clock
         self._predictions, self._rows = DrainRate(), DrainRate()
         self._reading: asyncio.Task[QueueState] | None = None
