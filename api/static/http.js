@@ -19,7 +19,7 @@ const TEXTS = {
 export class Problem extends Error {
   /** @param {Record<string, any>} body */
   constructor(body) {
-    const text = body.detail === "See errors." ? body.title : body.detail;
+    const text = body.detail && body.detail !== "See errors." ? body.detail : body.title;
     super(TEXTS[body.type?.split("/").pop() ?? ""] ?? text[0].toUpperCase() + text.slice(1));
     this.body = body;
   }
@@ -65,8 +65,9 @@ export async function send(path, { onPause, isQuiet, answerS = ANSWER_S, ...opti
     try {
       const response = await transport(path, { ...options, headers, signal, credentials: "omit", cache: "no-store" });
       if (response.ok) return response;
-      const problem = new Problem(await response.json().catch(() => (
-        { title: "", detail: `A gateway answered instead of the API, with status ${response.status}.` })));
+      const body = await response.json().catch(() => null);
+      const fromGateway = { title: `A gateway answered instead of the API, with status ${response.status}.` };
+      const problem = new Problem(body?.title ? body : fromGateway);
       if (response.status === 401 && !isQuiet) {
         if (used === key) await askKey(problem);
         continue;

@@ -258,6 +258,15 @@ def test_no_hint_covers_a_control(page: Page, service: Service, customer: dict[s
     until(lambda: text(page, "#probability") == probability(service, customer))
 
 
+def test_a_value_outside_the_training_data_has_its_hint(page: Page) -> None:
+    hint = page.locator("#h-f-Dependent_count")
+    until(lambda: "Training data: 0 to 5." in (hint.text_content() or ""))
+    assert not hint.is_visible()
+    page.locator("#f-Dependent_count").fill("30")
+    hint.wait_for()
+    assert hint.inner_text() == "Dependents. Allowed: 0 to 50. Training data: 0 to 5."
+
+
 def test_an_unknown_end_of_the_address_shows_the_first_view(page: Page, service: Service) -> None:
     page.goto(f"{service.url}/#content")
     page.reload()
@@ -597,14 +606,13 @@ def test_a_key_is_asked_for_and_kept_in_memory_only(browser: Browser, servers: S
 def test_a_batch_keeps_its_address_without_a_key(
     browser: Browser, servers: Servers, tmp_path: Path, service: Service, customer: dict[str, Any]
 ) -> None:
-    batch_id = service.batch_url(service.post_batch(as_csv([customer] * 3))).rpartition("/")[2]
     digest = hashlib.sha256(b"the-key").hexdigest()
-    with (
-        running_api(servers, tmp_path, API_KEYS=f"{digest}") as api,
-        opened_page(browser, f"{api.url}/#file/{batch_id}") as page,
-    ):
-        dialog = page.get_by_role("dialog")
-        dialog.wait_for()
+    with running_api(servers, tmp_path, API_KEYS=digest) as api, opened_page(browser, f"{api.url}/livez") as page:
+        headers = {"Content-Type": "text/csv", "Authorization": "Bearer the-key"}
+        response = api.request("POST", "/churn/batches", data=as_csv([customer] * 3), headers=headers)
+        batch_id = response.json()["batch_id"]
+        page.goto(f"{api.url}/#file/{batch_id}")
+        page.get_by_role("dialog").wait_for()
 
         def is_refused() -> bool:
             page.keyboard.press("Escape")  # each part of the page may ask
@@ -615,7 +623,7 @@ def test_a_batch_keeps_its_address_without_a_key(
         page.get_by_role("button", name="Try again").click()
         page.get_by_label("Key", exact=True).fill("the-key")
         page.keyboard.press("Enter")
-        until(lambda: text(page, "#name") == "Batch")
+        until(lambda: text(page, "#size") == "3 rows scored")  # by the worker of `service`
         assert page.url.endswith(f"#file/{batch_id}")
 
 
