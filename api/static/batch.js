@@ -3,14 +3,21 @@
 import { drawHistogram } from "./charts.js";
 import { asText, COMMA, csvLine, readRows, readTable, splitLine } from "./csv.js";
 import { $, counted, define, number, percent, put, say, show, tabulate } from "./dom.js";
-import { letDraw, Problem, read, send, sleep, uploader } from "./http.js";
+import { faultText, letDraw, Problem, read, send, sleep, uploader } from "./http.js";
 import { readCard } from "./service.js";
 
-/** @typedef {{id: string, name: string, rows: number, refused: number, listed: any[]}} Batch `rows` are those sent */
-/** @typedef {{table: import("./csv.js").Table, lines: number[], texts: string[], body: Blob, hasCommas: boolean}} Prepared */
+/**
+ * @typedef {{id: string, name: string, rows: number, refused: number, listed: any[], firstLine?: number}} Batch
+ *   `rows` are those sent; firstLine is the line of row 0, if each row has the line after that of the row before
+ */
+/**
+ * @typedef {import("./csv.js").Table} Table
+ * @typedef {{table: Table, lines: number[], texts: string[], body: Blob, hasCommas: boolean}} Prepared
+ */
 
 const BINS = 20;
 const TOP = 20;
+const UPLOAD_S = 3600;
 const ADDED = ["churn_probability", "churn_error"]; // as the command `score` names them
 
 /** @type {import("./schema.js").Feature[]} */
@@ -25,6 +32,7 @@ let results = [];
 let sorted = new Float64Array(); // the probabilities, the highest first
 let counts = [0];
 let noun = "";
+let isPart = false; // some rows have no probability
 
 /** @param {import("./schema.js").Schema} schema */
 export function startBatch(schema) {
@@ -43,6 +51,7 @@ export function startBatch(schema) {
   $("sample").onclick = () => open(new File([makeSample()], "sample.csv"));
   $("score").onclick = () => run(sendBatch);
   $("stop").onclick = () => work.abort();
+  $("again").onclick = () => run(follow);
   $("another").onclick = restart;
   $("erase").onclick = () => { erase(); restart(); };
   $("threshold").oninput = () => setThreshold(Number($("threshold").value));
@@ -56,7 +65,11 @@ function find() {
   const [view, id] = location.hash.split("/");
   if (view !== "#file") return;
   if (!id) setAddress();
-  else if (id !== batch?.id) {
+  else if (!/^[\w-]+$/.test(id)) {
+    forget();
+    stage("drop");
+    say("file-fault", "The end of the address is not the id of a batch. Choose a file.");
+  } else if (id !== batch?.id) {
     batch = { name: "Batch", rows: 0, refused: 0, listed: [], ...history.state, id };
     prepared = null;
     run(follow);
@@ -68,14 +81,16 @@ function setAddress() {
 }
 
 function stage(name) {
-  for (const one of ["drop", "check", "run", "done"]) show(one, one === name);
+  const focused = document.activeElement;
+  for (const one of ["drop", "check", "run", "broken", "done"]) show(one, one === name);
   show("work", name !== "drop");
   show("another", name !== "run");
   const { refused = 0, listed = [] } = batch ?? {};
   show("refused", refused);
   put("refused-text", `${counted(refused, "refused row")}${refused > listed.length ? `; ${listed.length} shown` : ""}`);
   tabulate("refused-rows", ["Line", "Column", "Fault"], listed.flatMap(({ row, line, errors }) =>
-    errors.map(({ pointer, message }) => [number(line ?? row + 1), pointer.split("/")[2] ?? "", message])));
+    errors.map((fault) => [number(line ?? row), fault.pointer.split("/")[2] ?? "", faultText(fault)])));
+  if (focused !== document.body && !focused?.checkVisibility()) $(name === "drop" ? "file" : "name").focus();
 }
 
 function forget() {
@@ -102,10 +117,16 @@ async function run(step) {
   } catch (error) {
     if (own !== work) return; // another file has replaced it
     const isCancelled = own.signal.aborted;
-    say("file-fault", isCancelled ? "Cancelled. Nothing more is computed." : error.message);
-    if (isCancelled) erase();
-    else if (results.length) return summarise(); // the file of an old batch was not the right one
-    const { rows, refused = 0 } = error instanceof Problem ? error.body : {};
+    /** @type {Record<string, any>} */
+    const body = error instanceof Problem ? error.body : {};
+    const { status, rows, refused = 0 } = body;
+    const isLost = error instanceof TypeError || error instanceof SyntaxError; // a part of a response
+    say("file-fault", isLost ? "The connection to the API was lost." : error.message);
+    if (isCancelled) {
+      say("file-fault", "Cancelled. Nothing more is computed.");
+      erase();
+    } else if (results.length) return summarise(); // the file of an old batch was not the right one
+    else if (batch?.id && ![404, 410].includes(status)) return stage("broken"); // the batch is still there
     batch = rows ? { id: "", name: "", rows: 0, refused, listed: withLines(rows) } : null;
     setAddress();
     stage(prepared ? "check" : "drop");
@@ -121,6 +142,7 @@ function erase() {
 function open(file) {
   const isOfBatch = results.length > 0 && !prepared; // a batch that was found again
   return run(async (signal) => {
+    if (!results.length) forget();
     const table = await readTable(file, features.map(({ name }) => name));
     if (!isOfBatch) {
       forget();
@@ -142,6 +164,7 @@ function open(file) {
 
 // Show which columns are recognised; return the missing ones.
 function showColumns({ file, header, places, delimiter, encoding }) {
+  const names = features.map((one) => one.name);
   const missing = features.filter((one) => one.isRequired && !places.has(one.name)).map((one) => one.name);
   const others = header.filter((_, place) => ![...places.values()].includes(place));
   put("name", file.name);
@@ -151,7 +174,10 @@ function showColumns({ file, header, places, delimiter, encoding }) {
   define($("found"), [["Rows", "–"], ["Columns recognised", `${places.size} of ${features.length}`],
     ["Columns missing", number(missing.length)], ["Other columns", number(others.length)]]);
   put("others", others.length ? `Not sent: ${others.join(", ")}` : "");
-  if (missing.length) say("file-fault", `The header lacks ${missing.join(", ")}.`);
+  if (!places.size) {
+    const example = names.slice(0, 3).join(", ");
+    say("file-fault", `The first line has no name of a feature. It must be a header, such as ${example} and so on.`);
+  } else if (missing.length) say("file-fault", `The header lacks ${missing.join(", ")}.`);
   return missing;
 }
 
@@ -161,6 +187,7 @@ async function prepare(table, signal) {
   const isSemicolon = delimiter === ";";
   const body = [csvLine(["#", ...table.places.keys()], ",")]; // because of the number no row is blank
   const [lines, texts] = [[], []];
+  const withPoint = (value) => (isSemicolon && COMMA.test(value) ? value.replace(",", ".") : value);
   let hasCommas = false;
   for await (const rows of readRows(table, signal)) {
     for (const { line, cells } of rows) {
@@ -168,7 +195,7 @@ async function prepare(table, signal) {
       texts.push(csvLine(cells.filter((_, place) => isKept(header[place])).map(asText), delimiter));
       const values = places.map((place) => cells[place].trim());
       hasCommas ||= isSemicolon && values.some((value) => COMMA.test(value));
-      body.push(csvLine([String(lines.length), ...values.map((value) => (isSemicolon && COMMA.test(value) ? value.replace(",", ".") : value))], ","));
+      body.push(csvLine([String(lines.length), ...values.map(withPoint)], ","));
     }
     $("found").querySelector("dd").textContent = number(lines.length);
   }
@@ -181,12 +208,16 @@ async function sendBatch(signal) {
   batch = null;
   stage("run");
   put("name", name);
-  const onProgress = (sent, total) =>
-    sent < total ? progress(`Sending ${megabytes(sent)} of ${megabytes(total)}`, sent, total) : progress("The API checks every row");
+  const onProgress = (sent, total) => {
+    if (sent < total) progress(`Sending ${megabytes(sent)} of ${megabytes(total)}`, sent, total);
+    else progress("The API checks every row");
+  };
   onProgress(0, body.size);
-  const options = { method: "POST", headers: { "Content-Type": "text/csv" }, body, signal, onPause: progress };
+  const headers = { "Content-Type": "text/csv" };
+  const options = { method: "POST", headers, body, signal, onPause: progress, answerS: UPLOAD_S };
   const { batch_id, refused, rows } = await read("churn/batches", options, uploader(onProgress));
-  batch = { id: batch_id, name, rows: lines.length, refused, listed: withLines(rows) };
+  const firstLine = lines.every((line, row) => line === lines[0] + row) ? lines[0] : undefined;
+  batch = { id: batch_id, name, rows: lines.length, refused, listed: withLines(rows), firstLine };
   setAddress();
   await follow(signal);
 }
@@ -202,28 +233,36 @@ async function follow(signal) {
   put("name", name);
   say("stage", "Scoring");
   const started = performance.now();
+  let expected = 0;
   for (let first = -1; ; await sleep(first ? 1 : 0.3, signal)) {
     const { status, total, done, failed } = await read(`churn/batches/${id}`, { signal, onPause: progress });
-    progress(`Scored ${number(done)} of ${counted(total, "row")}${failed ? `, ${number(failed)} failed` : ""}`, done, total);
+    const failures = failed ? `, ${number(failed)} failed` : "";
+    progress(`Scored ${number(done)} of ${counted(total, "row")}${failures}`, done, total);
+    expected = total;
     if (status === "Success") break;
     if (first < 0) first = done;
     const rate = (1000 * (done - first)) / (performance.now() - started);
-    if (rate > 0) put("size", `${number(Math.round(rate))} rows per second, ${Math.ceil((total - done) / rate)} s left`);
+    const leftS = Math.ceil((total - done) / rate);
+    if (rate > 0) put("size", `${number(Math.round(rate))} rows per second, ${leftS} s left`);
   }
   progress("Fetching the results");
-  const { body } = await send(`churn/batches/${id}/results`, { headers: { Accept: "application/x-ndjson" }, signal, onPause: progress });
+  const headers = { Accept: "application/x-ndjson" };
+  const { body } = await send(`churn/batches/${id}/results`, { headers, signal, onPause: progress });
   const stream = body.pipeThrough(new TextDecoderStream()).getReader();
   const found = []; // whole, or no results
   let rest = "";
+  let count = 0;
   for (let part; !(part = await stream.read()).done; ) {
     const lines = (rest + part.value).split("\n");
     rest = lines.pop() ?? "";
     for (const line of lines) {
       const { row, probability, error } = JSON.parse(line);
       found[row] = error ?? probability;
+      count++;
       await letDraw();
     }
   }
+  if (count < expected) throw new TypeError("The results are not complete.");
   results = found;
   await summarise();
 }
@@ -237,7 +276,9 @@ async function summarise() {
   for (const p of sorted) counts[Math.min(Math.floor(p * BINS), BINS - 1)]++;
   const failed = results.filter((one) => typeof one === "string").length;
   put("name", batch.name);
-  put("size", [`${counted(found.length, "row")} scored`, batch.refused && `${number(batch.refused)} refused`, failed && `${number(failed)} failed`].filter(Boolean).join(", "));
+  isPart = batch.refused + failed > 0;
+  const left = [batch.refused && `${number(batch.refused)} refused`, failed && `${number(failed)} failed`];
+  put("size", [`${counted(found.length, "row")} scored`, ...left].filter(Boolean).join(", "));
   setThreshold(threshold ?? 0.5);
   say("stage", `Done: ${$("size").textContent}`);
   await showResults();
@@ -255,36 +296,58 @@ function setThreshold(threshold) {
     above++;
     part += p;
   }
+  const note = above ? `${percent(part / above)} of them, if the model is calibrated` : "";
   define($("share"), [
-    ["At or above", number(above), `${percent(above / (sorted.length || 1))} of all rows`],
-    [`Expected cases${noun}`, number(Math.round(part)), above ? `${percent(part / above)} of them, if the model is calibrated` : ""],
-    ["Share of all expected cases", percent(part / (whole || 1)), `of ${number(Math.round(whole))}`]]);
+    ["At or above", number(above), `${percent(above / (sorted.length || 1))} of ${isPart ? "the scored" : "all"} rows`],
+    [`Expected cases${noun}`, cases(part), note],
+    ["Share of all expected cases", percent(part / (whole || 1)), `of ${cases(whole)}`]]);
 }
+
+// 2.5 or 1,629
+const cases = (sum) => number(sum < 9.95 ? Number(sum.toFixed(1)) : Math.round(sum));
 
 // Write the download, and show the rows with the highest probabilities.
 async function showResults() {
-  const { table, lines = [], hasCommas, texts = Array.from(results, (_, row) => String(row)) } = prepared ?? {};
-  const { delimiter = ",", header = ["row"], start = "" } = table ?? {};
+  const { firstLine, listed, name } = batch;
+  const { table, lines, texts, hasCommas } = prepared ?? withoutFile(firstLine);
+  const { delimiter = ",", header, start = "" } = table;
   const names = header.filter(isKept);
-  const faults = new Map(batch?.listed.map(({ row, errors }) => [row, errors.map(({ pointer, message }) => `${pointer.split("/")[2]}: ${message}`).join("; ")]));
+  const faults = new Map(listed.map(({ row, errors }) => [row, errors.map(named).join("; ")]));
   const scored = [csvLine([...names.map(asText), ...ADDED], delimiter)];
   for (const [row, text] of texts.entries()) {
     const result = results[row] ?? faults.get(row) ?? "Refused";
-    const added = typeof result === "number" ? [String(result).replace(".", hasCommas ? "," : "."), ""] : ["", asText(result)];
+    const isScored = typeof result === "number";
+    const added = isScored ? [String(result).replace(".", hasCommas ? "," : "."), ""] : ["", asText(result)];
     scored.push(`${text}${delimiter}${csvLine(added, delimiter)}`);
     await letDraw();
   }
-  const least = sorted[Math.min(TOP, sorted.length) - 1];
-  const top = [...results.keys()].filter((row) => Number(results[row]) >= least).sort((a, b) => Number(results[b]) - Number(results[a])).slice(0, TOP);
-  tabulate("top", ["Probability", table ? "Line" : "Row", ...(table ? names : [])], top.map((row) =>
-    [percent(Number(results[row])), number(lines[row] ?? row + 1), ...(table ? splitLine(texts[row], delimiter) : [])]));
+  if (prepared) showTop(["Line", ...names], (row) => [number(lines[row]), ...splitLine(texts[row], delimiter)]);
+  else showTop(firstLine ? ["Line", "Row"] : ["Row"], (row) => texts[row].split(",").map((one) => number(Number(one))));
   const link = $("download");
   URL.revokeObjectURL(link.href);
   link.href = URL.createObjectURL(new Blob([start, scored.join("\r\n"), "\r\n"], { type: "text/csv" }));
-  link.download = `${batch?.name.replace(/\.\w+$/, "")}-scored.csv`;
-  show("join", !table);
+  link.download = `${name.replace(/\.\w+$/, "")}-scored.csv`;
+  show("join", !prepared);
+  const hasLines = firstLine ? " line is the line in the file, from 1." : "";
+  put("numbering", `In the download, row is the number of the row sent, from 0, as in the API.${hasLines}`);
   stage("done");
 }
+
+// In place of the file: the number of each row, and its line if that is known.
+function withoutFile(firstLine) {
+  const rows = Array.from({ length: Math.max(results.length, batch.rows) }, (_, row) => row);
+  const texts = rows.map((row) => (firstLine ? `${firstLine + row},${row}` : String(row)));
+  return { table: { header: firstLine ? ["line", "row"] : ["row"] }, lines: [], texts, hasCommas: false };
+}
+
+function showTop(head, cellsOf) {
+  const least = sorted[Math.min(TOP, sorted.length) - 1];
+  const top = [...results.keys()].filter((row) => Number(results[row]) >= least)
+    .sort((one, other) => Number(results[other]) - Number(results[one])).slice(0, TOP);
+  tabulate("top", ["Probability", ...head], top.map((row) => [percent(Number(results[row])), ...cellsOf(row)]));
+}
+
+const named = (fault) => `${fault.pointer.split("/")[2]}: ${faultText(fault)}`;
 
 // New results replace those of an earlier download.
 const isKept = (name) => ![...ADDED, "churn"].includes(name.trim());

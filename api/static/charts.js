@@ -15,7 +15,8 @@ const signed = (value) => `${value < 0 ? "\u2212" : "+"}${Math.abs(value).toFixe
  * @param {(feature: string) => [string, string]} describe title and value
  */
 export function drawReasons(list, reasons, result, threshold, describe) {
-  const steps = [...reasons.up, ...reasons.down].map(({ feature, log_odds }) => ({ text: describe(feature), by: log_odds }));
+  const steps = [...reasons.up, ...reasons.down]
+    .map(({ feature, log_odds }) => ({ text: describe(feature), by: log_odds }));
   steps.push({ text: ["All other features", ""], by: reasons.others });
   let at = reasons.base;
   const spans = steps.map(({ by }) => [at, (at += by)]);
@@ -34,29 +35,43 @@ export function drawReasons(list, reasons, result, threshold, describe) {
     row("", ["Start", ""], dot(reasons.base, "start"), reasons.base, reasons.base),
     ...steps.map(({ text, by }, place) => {
       const [from, to] = spans[place].map(x);
-      const bar = { class: by < 0 ? "down" : "up", x: `${Math.min(from, to)}%`, width: `${Math.max(Math.abs(to - from), 0.6)}%`, height: 12, rx: 3 };
+      const width = `${Math.max(Math.abs(to - from), 0.6)}%`;
+      const bar = { class: by < 0 ? "down" : "up", x: `${Math.min(from, to)}%`, width, height: 12, rx: 3 };
       return row("", text, svg("rect", bar), by, spans[place][1]);
     }),
     row("sum", ["Result", ""], dot(at, "end"), logOdds(result), logOdds(result)));
 }
 
-/** Bars of a histogram; those from the threshold on are accented. @param {Element} place @param {number[]} counts @param {number} threshold */
+const STRETCHED = { viewBox: "0 0 100 100", preserveAspectRatio: "none" };
+
+/**
+ * Bars of a histogram; those from the threshold on are accented.
+ * @param {Element} place
+ * @param {number[]} counts
+ * @param {number} threshold
+ */
 export function drawHistogram(place, counts, threshold) {
   const most = Math.max(...counts, 1);
   const step = 100 / counts.length;
   const bars = counts.map((count, bin) => {
     const height = count && Math.max((96 * count) / most, 1);
-    return svg("rect", { class: (bin + 0.5) / counts.length >= threshold ? "up" : "down", x: bin * step + 0.3, width: step - 0.6, y: 100 - height, height });
+    const kind = (bin + 0.5) / counts.length >= threshold ? "up" : "down";
+    return svg("rect", { class: kind, x: bin * step + 0.3, width: step - 0.6, y: 100 - height, height });
   });
-  place.replaceChildren(svg("svg", { viewBox: "0 0 100 100", preserveAspectRatio: "none", role: "img", "aria-labelledby": "histogram-text" },
+  place.replaceChildren(svg("svg", { ...STRETCHED, role: "img", "aria-labelledby": "histogram-text" },
     ...bars, svg("line", { class: "limit", x1: 100 * threshold, x2: 100 * threshold, y1: 0, y2: 100 })));
 }
 
-/** A line of the last values. @param {Element} place @param {number[]} values @param {number} capacity values that the full width shows */
+/**
+ * A line of the last values.
+ * @param {Element} place
+ * @param {number[]} values
+ * @param {number} capacity values that the full width shows
+ */
 export function drawSpark(place, values, capacity) {
   const most = Math.max(...values, 1);
   const x = (at) => (100 * (at + capacity - values.length)) / (capacity - 1);
   const points = values.map((value, at) => `${x(at)},${97 - (92 * value) / most}`).join(" ");
-  place.replaceChildren(svg("svg", { viewBox: "0 0 100 100", preserveAspectRatio: "none", "aria-hidden": "true" },
+  place.replaceChildren(svg("svg", { ...STRETCHED, "aria-hidden": "true" },
     svg("polygon", { points: `${x(0)},100 ${points} 100,100` }), svg("polyline", { points })));
 }

@@ -2,10 +2,17 @@
 
 import { drawReasons } from "./charts.js";
 import { $, define, el, number, percent, put, say, show } from "./dom.js";
-import { Problem, send } from "./http.js";
+import { faultText, Problem, send } from "./http.js";
 import { queueText, readCard } from "./service.js";
 
 const CHANGE_MS = 350; // from the last key to the prediction
+const SLOW_MS = 1200; // the API itself answers after a second, if only with the id
+const STAGES = { // of Server-Timing
+  accept: "until it was recorded",
+  queue: "until a worker took it",
+  predict: "in the worker",
+  store: "until the API had the result",
+};
 
 /** @type {import("./schema.js").Feature[]} */
 let features = [];
@@ -29,18 +36,24 @@ export function startCustomer(schema) {
     for (const { name, example } of features) $(`f-${name}`).value = String(example);
     $("form").oninput();
   };
+  // Below the fields, because a hint at its field would cover the next one or the button.
+  $("fields").addEventListener("focusin", ({ target }) => put("hint", $(`h-${target.id}`).textContent));
   readCard().then(addRanges, () => {});
 }
 
 function field({ name, title, description, extent, type, categories, isRequired, example }) {
   const id = `f-${name}`;
   const shared = { id, "aria-describedby": `h-${id} e-${id}` };
-  const options = [...(isRequired ? [] : [""]), ...categories].map((one) => el("option", { selected: String(example) === one }, one));
+  const options = [...(isRequired ? [] : [""]), ...categories].map((one) =>
+    el("option", { selected: String(example) === one }, one));
   const input = categories.length ? el("select", shared, ...options)
     : el("input", { ...shared, value: example, ...(type !== "category" && { type: "number", step: "any" }) });
-  return el("div", { class: "field" }, el("label", { for: id }, title), input, // the fault is first, because the hint may float
-    el("p", { class: "bad", id: `e-${id}`, hidden: true }), el("p", { class: "hint", id: `h-${id}` }, `${description} ${extent}`));
+  const hint = [title, description, extent && `Allowed: ${extent}`].filter(Boolean).map(sentence).join(" ");
+  return el("div", { class: "field" }, el("label", { for: id }, title), input,
+    el("p", { class: "bad", id: `e-${id}`, hidden: true }), el("p", { class: "hint", id: `h-${id}` }, hint));
 }
+
+const sentence = (text) => (text.endsWith(".") ? text : `${text}.`);
 
 // Tell the ranges of the training data.
 function addRanges(card) {
@@ -58,9 +71,12 @@ function addRanges(card) {
 function readForm() {
   const customer = {};
   for (const { name, type, isBoolean } of features) {
-    const text = $(`f-${name}`).value.trim();
-    const isNumber = type !== "category" && !Number.isNaN(Number(text));
-    if (text) customer[name] = isBoolean ? text === "true" : isNumber ? Number(text) : text;
+    const { value, validity } = $(`f-${name}`);
+    const text = validity.badInput ? "?" : value.trim(); // the browser hides a text such as 1e400
+    if (!text) continue;
+    if (isBoolean) customer[name] = text === "true";
+    else if (type === "category" || Number.isNaN(Number(text))) customer[name] = text;
+    else customer[name] = Number(text);
   }
   return customer;
 }
@@ -72,11 +88,14 @@ async function predict(isAsked = false) {
   const customer = readForm();
   if (last < 0) tell("Predicting.");
   $("answer").classList.add("busy");
+  const slow = setTimeout(() => $("waiting").hidden && wait("The API has not answered yet."), SLOW_MS);
   try {
     const card = await readCard().catch(() => ({}));
     const started = performance.now();
+    own.signal.throwIfAborted();
     const { prediction, stages } = await request(customer, card.explains, own.signal);
-    define($("facts"), [["Model version", prediction.model_version], ["Answered in", `${(performance.now() - started).toFixed(0)} ms`], ...stages]);
+    const took = `${(performance.now() - started).toFixed(0)} ms`;
+    define($("facts"), [["Model version", prediction.model_version], ["Answered in", took], ...stages]);
     markFaults([]);
     showAnswer(prediction, card, customer);
     const heading = $("h-answer");
@@ -85,8 +104,9 @@ async function predict(isAsked = false) {
     if (own !== running) return; // a newer prediction has replaced it
     if (own.signal.aborted) tell("Cancelled.");
     else if (error instanceof Problem) explain(error, isAsked);
-    else throw error;
+    else tell(`The connection was lost (${error.message}). Press Predict again.`);
   } finally {
+    clearTimeout(slow);
     if (own === running) {
       running = null;
       $("answer").classList.remove("busy");
@@ -99,25 +119,28 @@ async function predict(isAsked = false) {
 async function request(customer, hasReasons, signal) {
   const options = { signal, onPause: wait };
   const headers = { "Content-Type": "application/json", Prefer: "wait=1", "Cancel-After": "300" };
-  let response = await send(`churn/predict${hasReasons ? "?explain=true" : ""}`, { ...options, method: "POST", headers, body: JSON.stringify(customer) });
+  const path = `churn/predict${hasReasons ? "?explain=true" : ""}`;
+  let response = await send(path, { ...options, method: "POST", headers, body: JSON.stringify(customer) });
   if (response.status === 202) {
-    const path = `churn/result/${(await response.json()).task_id}`;
+    const result = `churn/result/${(await response.json()).task_id}`;
     try {
       while (response.status === 202) {
         wait(`The prediction waits in the queue.${await queueText()}`);
-        response = await send(path, { ...options, headers: { Prefer: "wait=5" } });
+        response = await send(result, { ...options, headers: { Prefer: "wait=5" } });
       }
     } finally {
-      if (signal.aborted) send(path, { method: "DELETE" }).catch(() => {});
+      if (signal.aborted) send(result, { method: "DELETE" }).catch(() => {});
     }
   }
   const timing = response.headers.get("Server-Timing") ?? ""; // such as `queue;dur=3.4, predict;dur=5.6`
-  const stages = [...timing.matchAll(/([\w-]+);[^,]*?dur=([\d.]+)/g)].map(([, stage, ms]) => [`of which ${stage}`, `${Number(ms).toFixed(1)} ms`]);
+  const stages = [...timing.matchAll(/([\w-]+);[^,]*?dur=([\d.]+)/g)].map(([, stage, ms]) =>
+    [`of which ${STAGES[stage] ? `${stage}, ${STAGES[stage]}` : stage}`, `${Number(ms).toFixed(1)} ms`]);
   return { prediction: await response.json(), stages };
 }
 
 function wait(text) {
   show("waiting", true);
+  if (last < 0) put("said", ""); // "Predicting."
   put("waiting-text", text);
   put("brief", "…");
 }
@@ -133,8 +156,8 @@ function tell(text, hasAnswer = false) {
 function showAnswer({ probability, reasons }, { name, threshold }, customer) {
   const shown = percent(probability);
   const isOver = probability >= threshold;
-  const verdict = threshold == null ? ""
-    : `${isOver ? "Counts" : "Does not count"} as ${name}: ${isOver ? "at or above" : "below"} the threshold of ${percent(threshold)}.`;
+  const [counts, place] = isOver ? ["Counts", "at or above"] : ["Does not count", "below"];
+  const verdict = threshold == null ? "" : `${counts} as ${name}: ${place} the threshold of ${percent(threshold)}.`;
   tell(`Probability ${shown}. ${verdict}`, true);
   put("probability", shown);
   put("brief", shown);
@@ -149,7 +172,8 @@ function showAnswer({ probability, reasons }, { name, threshold }, customer) {
   }
 }
 
-function explain({ message, body: { errors = [] } }, isAsked) {
+function explain({ message, body }, isAsked) {
+  const { errors = [] } = body;
   const others = markFaults(errors);
   tell(errors.length > others.length ? "Correct the marked fields." : [message, ...others].join(" "));
   if (isAsked) $("fields").querySelector("[aria-invalid]")?.focus();
@@ -157,7 +181,7 @@ function explain({ message, body: { errors = [] } }, isAsked) {
 
 // Show each fault at its field; return the messages of the others.
 function markFaults(faults) {
-  const messages = new Map(faults.map(({ pointer, message }) => [pointer.split("/")[1], message]));
+  const messages = new Map(faults.map((fault) => [fault.pointer.split("/")[1], faultText(fault)]));
   for (const { name } of features) {
     say(`e-f-${name}`, messages.get(name) ?? "");
     $(`f-${name}`).ariaInvalid = messages.delete(name) ? "true" : null;

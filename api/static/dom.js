@@ -3,11 +3,19 @@
 /** @param {string} id @returns {any} */
 export const $ = (id) => document.getElementById(id);
 
-/** An HTML element, without the attributes that are false. @param {string} tag @param {object} [attributes] @param {...(Node | string)} children @returns {any} */
+/**
+ * An HTML element, without the attributes that are false.
+ * @param {string} tag
+ * @param {object} [attributes]
+ * @param {...(Node | string)} children
+ * @returns {any}
+ */
 export const el = (tag, attributes = {}, ...children) => fill(document.createElement(tag), attributes, children);
 
+const SVG = "http://www.w3.org/2000/svg";
+
 /** An SVG element. @param {string} tag @param {object} attributes @param {...(Node | string)} children */
-export const svg = (tag, attributes, ...children) => fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
+export const svg = (tag, attributes, ...children) => fill(document.createElementNS(SVG, tag), attributes, children);
 
 function fill(node, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
@@ -36,13 +44,21 @@ export function define(list, entries) {
   return list;
 }
 
-/** Replace the content of a table, which scrolls in its parent, below a heading. @param {string} id @param {string[]} head @param {string[][]} rows */
+/**
+ * Replace the content of a table, which scrolls in its parent, below a heading.
+ * @param {string} id
+ * @param {string[]} head
+ * @param {string[][]} rows
+ */
 export function tabulate(id, head, rows) {
   const { parentNode } = $(id);
-  Object.assign(parentNode, { className: "scroll", tabIndex: 0, role: "region", ariaLabel: parentNode.previousElementSibling.textContent });
+  const ariaLabel = parentNode.previousElementSibling.textContent;
+  Object.assign(parentNode, { className: "scroll", tabIndex: 0, role: "region", ariaLabel });
+  $(id).ariaLabel = ariaLabel;
   $(id).replaceChildren(
     el("thead", {}, el("tr", {}, ...head.map((one) => el("th", { scope: "col" }, one)))),
-    el("tbody", {}, ...rows.map((row) => el("tr", {}, ...row.map((one) => el("td", {}, one))))));
+    el("tbody", {}, ...rows.map((row) =>
+      el("tr", {}, ...row.map((one, column) => el("td", { "data-head": head[column] }, one))))));
 }
 
 /** 12,345 or 0.061 @param {number} value @param {number} [digits] */

@@ -1,7 +1,7 @@
 // The page: its views by the end of the address, and the start of each part.
 
 import { startCustomer } from "./customer.js";
-import { put, say, show } from "./dom.js";
+import { $, put, say, show } from "./dom.js";
 import { loadSchema } from "./schema.js";
 import { readCard, startService } from "./service.js";
 
@@ -10,8 +10,8 @@ const VIEWS = ["customer", "file", "service"];
 let startBatch = () => {}; // once the schema is there
 
 function route() {
-  const [view] = (location.hash.slice(1) || VIEWS[0]).split("/");
-  if (!VIEWS.includes(view)) return; // an anchor within the page
+  const [named] = location.hash.slice(1).split("/");
+  const view = VIEWS.includes(named) ? named : VIEWS[0];
   for (const one of VIEWS) show(`view-${one}`, one === view);
   for (const link of document.querySelectorAll("nav a")) {
     link.setAttribute("aria-current", link.getAttribute("href") === `#${view}` ? "page" : "false");
@@ -25,6 +25,10 @@ function setTitle(title) {
 }
 
 addEventListener("hashchange", route);
+$("skip").onclick = (event) => { // the end of the address stays that of the view, with the id of a batch
+  event.preventDefault();
+  $("content").focus();
+};
 addEventListener("dragenter", () => startBatch());
 route();
 try {

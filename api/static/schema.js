@@ -3,8 +3,13 @@
 import { number } from "./dom.js";
 import { read } from "./http.js";
 
-/** @typedef {{name: string, title: string, description: string, type: string, categories: string[], extent: string, isBoolean: boolean, isRequired: boolean, example: any}} Feature */
-/** @typedef {{title: string, text: string, features: Feature[], version: string}} Schema */
+/**
+ * @typedef {{
+ *   name: string, title: string, description: string, type: string, categories: string[], extent: string,
+ *   isBoolean: boolean, isRequired: boolean, example: any
+ * }} Feature
+ * @typedef {{title: string, text: string, features: Feature[], version: string}} Schema
+ */
 
 /** @returns {Promise<Schema>} */
 export async function loadSchema() {

@@ -85,6 +85,12 @@ def batch_url(page: Page, service: Service) -> str:
     return f"{service.url}/churn/batches/{page.url.rpartition('/')[2]}"
 
 
+def cases(probabilities: list[float]) -> str:
+    """Return the expected cases as the page shows them."""
+    expected = sum(probabilities)
+    return f"{round(expected, 1):g}" if expected < 9.95 else str(round(expected))
+
+
 def write(folder: Path, rows: list[dict[str, Any]]) -> Path:
     path = folder / "customers.csv"
     path.write_text(as_csv(rows))
@@ -113,7 +119,12 @@ def test_the_milliseconds_of_each_stage_are_shown(page: Page) -> None:
     header = until(server_timing)
     stages = [(stage.partition(";")[0], stage.rpartition("=")[2]) for stage in header.split(", ")]
     expected = [["of which " + name, f"{duration} ms"] for name, duration in stages]
-    until(lambda: [line.split("\n") for line in page.locator("#facts div").all_inner_texts()][2:] == expected)
+
+    def shown() -> list[list[str]]:
+        lines = page.locator("#facts div").all_inner_texts()[2:]
+        return [[line.partition(",")[0], line.partition("\n")[2]] for line in lines]
+
+    until(lambda: shown() == expected)
 
 
 def test_a_changed_value_predicts_again(page: Page, service: Service, customer: dict[str, Any]) -> None:
@@ -135,10 +146,11 @@ def test_every_fault_is_at_its_field(page: Page, service: Service, customer: dic
     page.locator("#e-f-Customer_Age").wait_for()
     assert page.locator("#brief").text_content() == ""
     errors = service.post(faulty).json()["errors"]
+    expected = {error["pointer"]: error["message"] for error in errors}
+    assert expected.keys() >= {"#/Months_on_book", "#/Total_Trans_Ct"}
+    expected |= {"#/Months_on_book": "Enter a whole number", "#/Total_Trans_Ct": "Enter a value"}
     shown = {name: text(page, f"#e-f-{name}") for name in customer}
-    assert {f"#/{name}": message for name, message in shown.items() if message} == {
-        error["pointer"]: error["message"] for error in errors
-    }
+    assert {f"#/{name}": message for name, message in shown.items() if message} == expected
     assert page.evaluate("document.activeElement.id") == "f-Customer_Age"
     page.get_by_role("button", name="Reset").click()
     predict(page)
@@ -157,8 +169,8 @@ def test_a_full_queue_is_explained_and_tried_again(page: Page, service: Service,
     with service.worker.paused():
         until(is_full)
         predict(page)
-        until(lambda: "Too many predictions wait" in text(page, "#waiting-text"))
-        assert "Trying again" in text(page, "#waiting-text")
+        until(lambda: "Too many customers wait to be predicted. Trying again" in text(page, "#waiting-text"))
+        assert text(page, "#said") == ""
     until(lambda: text(page, "#probability") == expected)
     for task_id in accepted:
         service.ended(task_id)
@@ -185,6 +197,80 @@ def test_the_page_survives_a_restart_of_the_api(page: Page, service: Service, cu
     service.await_answer("/readyz", service.api)
     until(lambda: text(page, "#probability") == probability(service, customer))
     until(lambda: text(page, "#state-text") == "Ready")
+
+
+def test_a_frozen_api_is_noticed(page: Page, service: Service, customer: dict[str, Any]) -> None:
+    predict(page)
+    page.locator("#probability").wait_for()
+    until(lambda: text(page, "#state-text") == "Ready")
+    with service.api.paused():
+        page.get_by_label("Transactions", exact=True).fill("20")
+        until(lambda: text(page, "#waiting-text") == "The API has not answered yet.")
+        assert page.locator("#answer").evaluate("one => getComputedStyle(one).opacity") == "0.5"
+        page.get_by_role("button", name="Cancel").click()
+        assert page.locator("#said").inner_text() == "Cancelled."
+        predict(page)
+        page.get_by_role("link", name="Service", exact=True).click()
+        until(lambda: "does not answer" in text(page, "#ready-text"), within_s=20)
+        assert "are those of" in text(page, "#ready-text")
+        assert page.locator("#live").evaluate("one => getComputedStyle(one).opacity") == "0.5"
+        assert text(page, "#state-text") == "No answer"
+    until(lambda: text(page, "#state-text") == "Ready")
+    assert page.locator("#live").evaluate("one => getComputedStyle(one).opacity") == "1"
+    page.get_by_role("link", name="One prediction").click()
+    until(lambda: text(page, "#probability") == probability(service, {**customer, "Total_Trans_Ct": 20}))
+
+
+@pytest.mark.parametrize("typed", ["1e400", "e"])
+def test_a_text_that_is_no_number_is_named_at_its_field(page: Page, typed: str) -> None:
+    for name in ("Credit_Limit", "Total_Trans_Ct"):
+        page.locator(f"#f-{name}").fill("")
+        page.locator(f"#f-{name}").press_sequentially(typed)
+    predict(page)
+    until(lambda: text(page, "#e-f-Credit_Limit") == "Enter a number")
+    assert text(page, "#e-f-Total_Trans_Ct") == "Enter a whole number"
+
+
+@pytest.mark.parametrize("width", [320, 768, 1280])
+def test_no_hint_covers_a_control(page: Page, service: Service, customer: dict[str, Any], width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 700})
+    page.emulate_media(reduced_motion="reduce")  # a field with the focus is in view at once
+    until(lambda: "Training data" in (page.locator("#h-f-Months_Inactive_12_mon").text_content() or ""))
+    for name in customer:
+        page.locator(f"#f-{name}").focus()
+        assert page.evaluate(
+            """() => {
+              const isUncovered = (one) => {
+                const { left, top, width, height } = one.getBoundingClientRect();
+                return document.elementFromPoint(left + width / 2, top + height / 2) === one;
+              };
+              const button = document.querySelector("#form button");
+              const isFieldUncovered = isUncovered(document.activeElement);
+              const { top } = button.getBoundingClientRect();
+              button.focus({ preventScroll: true }); // as a press does before it is a click
+              return isFieldUncovered && button.getBoundingClientRect().top === top;
+            }"""
+        ), name
+    page.locator("#f-Months_Inactive_12_mon").focus()
+    meaning = "Inactive months. Months without activity in the last 12."
+    assert text(page, "#hint") == f"{meaning} Allowed: 0 to 12. Training data: 0 to 6."
+    page.get_by_role("button", name="Predict").click()
+    until(lambda: text(page, "#probability") == probability(service, customer))
+
+
+def test_a_value_outside_the_training_data_has_its_hint(page: Page) -> None:
+    hint = page.locator("#h-f-Dependent_count")
+    until(lambda: "Training data: 0 to 5." in (hint.text_content() or ""))
+    assert not hint.is_visible()
+    page.locator("#f-Dependent_count").fill("30")
+    hint.wait_for()
+    assert hint.inner_text() == "Dependents. Allowed: 0 to 50. Training data: 0 to 5."
+
+
+def test_an_unknown_end_of_the_address_shows_the_first_view(page: Page, service: Service) -> None:
+    page.goto(f"{service.url}/#content")
+    page.reload()
+    page.get_by_role("button", name="Predict").wait_for()
 
 
 def test_the_form_works_with_the_keyboard(page: Page, service: Service, customer: dict[str, Any]) -> None:
@@ -232,8 +318,8 @@ def test_a_dropped_file_is_scored_and_downloaded(
     assert [n for n, row in enumerate(found) if row["churn_error"]] == [2]
     assert [row["Name"] for row in found] == [row["Name"] for row in rows]
     assert (found[0]["Note"], found[1]["Note"]) == (SCRIPT, f"'{FORMULA}")
-    assert "integer" in found[2]["churn_error"]
-    assert re.search(r"\b4\b.*Customer_Age.*integer", text(page, "#refused-rows"))
+    assert found[2]["churn_error"] == "Customer_Age: Enter a whole number"
+    assert re.search(r"\b4\b.*Customer_Age.*whole number", text(page, "#refused-rows"))
     assert page.locator("#top tbody tr").count() == 20
     assert SCRIPT in text(page, "#top")
     assert page.title() == "Churn predictions"
@@ -279,8 +365,55 @@ def test_the_threshold_moves_the_share(page: Page, service: Service, customer: d
         page.get_by_label("Threshold").fill(str(threshold / 100))
         above = [one for one in found if one >= threshold / 100]
         shown = page.locator("#share dd:nth-child(2)").all_inner_texts()
-        assert shown[:2] == [str(len(above)), str(round(sum(above)))]
+        assert shown[:2] == [str(len(above)), cases(above)]
     assert page.locator("#histogram rect").count() == 20
+
+
+def test_few_cases_have_a_decimal_and_refused_rows_are_no_part_of_the_share(
+    page: Page, service: Service, customer: dict[str, Any], tmp_path: Path
+) -> None:
+    rows = [{**customer, "Total_Trans_Ct": count} for count in (10, 20, 30, -1)]
+    choose(page, write(tmp_path, rows))
+    page.locator("#score").focus()
+    page.keyboard.press("Enter")
+    page.locator("#run").wait_for()
+    assert page.evaluate("document.activeElement.id") == "name"  # not the body, where a keyboard starts again
+    page.locator("#download").wait_for()
+    found = [row["probability"] for row in service.batch_rows(batch_url(page, service))]
+    page.get_by_label("Threshold").fill("0")
+    shown = page.locator("#share dd").all_inner_texts()
+    assert len(found) == 3
+    assert shown[:3] == ["3", "100\u00a0% of the scored rows", cases(found)]
+    assert page.get_by_role("table", name="Highest probabilities").is_visible()
+
+
+def test_rows_have_the_same_lines_after_a_reload(page: Page, customer: dict[str, Any], tmp_path: Path) -> None:
+    choose(page, write(tmp_path, [{**customer, "Total_Trans_Ct": count} for count in range(10, 100)]))
+    page.locator("#score").click()
+    page.locator("#download").wait_for()
+    lines = page.locator("#top td:nth-child(2)").all_inner_texts()
+    url = page.url
+    page.locator("#skip").focus()
+    page.keyboard.press("Enter")
+    assert (page.url, page.evaluate("document.activeElement.id")) == (url, "content")
+    page.reload()
+    page.locator("#join").wait_for()
+    assert page.locator("#top td:nth-child(2)").all_inner_texts() == lines
+    assert [int(row["line"]) - int(row["row"]) for row in scored(page, tmp_path)] == [2] * 90
+    assert "row is the number of the row sent, from 0" in text(page, "#join")
+
+
+def test_a_batch_whose_results_were_cut_off_can_be_fetched_again(
+    page: Page, service: Service, customer: dict[str, Any], tmp_path: Path
+) -> None:
+    choose(page, write(tmp_path, [customer] * 3))
+    page.route("**/results", lambda route: route.fulfill(body='{"row": 0, "probability": 0.5}\n'))
+    page.locator("#score").click()
+    until(lambda: text(page, "#file-fault") == "The connection to the API was lost.")
+    assert service.batch(batch_url(page, service)).status_code == 200
+    page.unroute("**/results")
+    page.get_by_role("button", name="Try again").click()
+    until(lambda: text(page, "#size") == "3 rows scored")
 
 
 def test_columns_are_recognised_before_anything_is_sent(page: Page, customer: dict[str, Any], tmp_path: Path) -> None:
@@ -300,6 +433,61 @@ def test_columns_are_recognised_before_anything_is_sent(page: Page, customer: di
     assert text(page, "#score") == "Score 1 row"
     page.locator("#score").click()
     page.locator("#download").wait_for()
+
+
+def test_a_file_that_the_api_refuses_is_refused_before_it_is_sent(
+    page: Page, service: Service, customer: dict[str, Any], tmp_path: Path
+) -> None:
+    header, row = as_csv([customer]).splitlines()
+    files = {
+        f"Customer_Age,{header}\n44,{row}\n": "Columns 1 and 2 of the header are both Customer_Age: delete one",
+        "": "The file is empty, or has no header",
+        "PK\x03\x04\0\0": "This is not a file of text.",
+        f"{row}\n{row}\n": "The first line has no name of a feature.",
+        f"{header}\n{row},{'x' * 66_000}\n": "The row at line 2 is longer than 65,536 characters",
+        f"{header}\n{row}\n{row},x\n": "Line 3 has more cells than the header",
+        f'{header}\n"4"5{row.removeprefix("45")}\n': "The row at line 2 has text after a closing quote",
+        f'{header}\n{row}\n"{row}\n': "The quote of the row at line 3 is not closed.",
+        f"{header},Name\n" + f"{row},Ann\n" * 20 + f"{row},Zo\xeb\n": "Line 22 is not UTF-8.",
+    }
+    page.get_by_role("link", name="A whole file").click()
+    page.locator("#drop").wait_for()
+    for number, (content, fault) in enumerate(files.items()):
+        path = tmp_path / f"{number}.csv"
+        path.write_bytes(content.encode("latin-1"))
+        assert service.post_batch(path.read_bytes()).json()["type"] == "/problems/malformed-batch", fault
+        page.locator("#file").set_input_files(path)
+        until(lambda fault=fault: fault in text(page, "#file-fault"))  # type: ignore[misc]
+        assert not page.locator("#score:enabled").is_visible()
+
+
+def test_each_end_of_a_line_is_accepted(page: Page, service: Service, customer: dict[str, Any], tmp_path: Path) -> None:
+    header, row = as_csv([customer]).splitlines()
+    path = tmp_path / "macintosh.csv"
+    note = f'"{"two" * 9_000}\r\nlines"'
+    path.write_bytes("\r".join([f"{header},Note", *[f"{row},{note}"] * 3, f"{row}\r\n{row}\n{row}", ""]).encode())
+    assert service.post_batch(path.read_bytes()).json()["total"] == 6
+    choose(page, path)
+    assert text(page, "#score") == "Score 6 rows"
+    page.locator("#score").click()
+    page.locator("#download").wait_for()
+    assert page.locator("#top td:nth-child(2)").all_inner_texts() == ["2", "4", "6", "8", "9", "10"]
+    assert scored(page, tmp_path)[2]["Note"] == "two" * 9_000 + "\r\nlines"
+
+
+def test_the_end_of_a_batch_is_explained(
+    page: Page, service: Service, customer: dict[str, Any], tmp_path: Path
+) -> None:
+    for end, reason in (("0" * 8, "does not know this batch"), ("..", "not the id of a batch")):
+        page.goto(f"{service.url}/#file/{end}")
+        until(lambda reason=reason: reason in text(page, "#file-fault"))  # type: ignore[misc]
+        page.wait_for_url("**/#file")
+    choose(page, write(tmp_path, [customer] * 3))
+    with service.worker.paused():
+        page.locator("#score").click()
+        service.delete_batch(batch_url(page, service))
+        until(lambda: "was cancelled or erased elsewhere" in text(page, "#file-fault"))
+    page.wait_for_url("**/#file")
 
 
 def test_a_running_batch_is_found_after_a_reload(
@@ -343,7 +531,7 @@ def test_a_file_without_a_valid_row_is_refused_with_every_fault(
 ) -> None:
     choose(page, write(tmp_path, [{**customer, "Gender": "X", "Customer_Age": 7}] * 3))
     page.locator("#score").click()
-    until(lambda: "not valid customers" in text(page, "#file-fault"))
+    until(lambda: "no row or nearly none is valid" in text(page, "#file-fault"))
     assert text(page, "#refused-text") == "3 refused rows"
     faults = page.locator("#refused-rows tbody tr").all_inner_texts()
     assert [fault.split("\t")[:2] for fault in faults[:2]] == [["2", "Customer_Age"], ["2", "Gender"]]
@@ -394,6 +582,10 @@ def test_a_key_is_asked_for_and_kept_in_memory_only(browser: Browser, servers: S
         opened_page(browser, f"{api.url}/") as page,
     ):
         dialog = page.get_by_role("dialog")
+        dialog.wait_for()
+        page.get_by_label("Key", exact=True).fill("\u043a\u043b\u044e\u0447")  # no header can have it
+        page.keyboard.press("Enter")
+        until(lambda: "only letters of western languages" in text(page, "#key-fault"))
         for key, is_right in (("wrong", False), ("the-key", True)):
             dialog.wait_for()
             page.get_by_label("Key", exact=True).fill(key)
@@ -401,7 +593,7 @@ def test_a_key_is_asked_for_and_kept_in_memory_only(browser: Browser, servers: S
             if is_right:
                 dialog.wait_for(state="hidden")
             else:
-                until(lambda: "does not know" in text(page, "#key-text"))
+                until(lambda: "does not know" in text(page, "#key-fault"))
         page.get_by_role("link", name="Service", exact=True).click()
         until(lambda: "The model: churn" in text(page, "#card"))  # of the worker on the same servers
         assert "the-key" not in page.url + page.evaluate(
@@ -409,6 +601,30 @@ def test_a_key_is_asked_for_and_kept_in_memory_only(browser: Browser, servers: S
         )
         page.reload()
         dialog.wait_for()
+
+
+def test_a_batch_keeps_its_address_without_a_key(
+    browser: Browser, servers: Servers, tmp_path: Path, service: Service, customer: dict[str, Any]
+) -> None:
+    digest = hashlib.sha256(b"the-key").hexdigest()
+    with running_api(servers, tmp_path, API_KEYS=digest) as api, opened_page(browser, f"{api.url}/livez") as page:
+        headers = {"Content-Type": "text/csv", "Authorization": "Bearer the-key"}
+        response = api.request("POST", "/churn/batches", data=as_csv([customer] * 3), headers=headers)
+        batch_id = response.json()["batch_id"]
+        page.goto(f"{api.url}/#file/{batch_id}")
+        page.get_by_role("dialog").wait_for()
+
+        def is_refused() -> bool:
+            page.keyboard.press("Escape")  # each part of the page may ask
+            return text(page, "#file-fault") == "This service asks for a key."
+
+        until(is_refused)
+        assert page.url.endswith(f"#file/{batch_id}")
+        page.get_by_role("button", name="Try again").click()
+        page.get_by_label("Key", exact=True).fill("the-key")
+        page.keyboard.press("Enter")
+        until(lambda: text(page, "#size") == "3 rows scored")  # by the worker of `service`
+        assert page.url.endswith(f"#file/{batch_id}")
 
 
 def test_the_form_follows_the_customer_of_another_model(
