@@ -191,9 +191,11 @@ def _server_timing(started: float, marked_at: float, times: WorkerTimes) -> str:
         marked_at: the write of the QUEUED marker, on the same clock.
         times: of the worker.
     """
-    store_s = max(0.0, time.perf_counter() - marked_at - sum(times))  # with the way back to this process
-    stages = {"accept": marked_at - started, "queue": times.queue_s, "predict": times.predict_s, "store": store_s}
-    return ", ".join(f"{name};dur={seconds * 1000:.1f}" for name, seconds in stages.items())
+    store_s = max(0.0, time.perf_counter() - marked_at - times.queue_s - times.predict_s)  # and the way back
+    return (
+        f"accept;dur={(marked_at - started) * 1000:.1f}, queue;dur={times.queue_s * 1000:.1f}, "
+        f"predict;dur={times.predict_s * 1000:.1f}, store;dur={store_s * 1000:.1f}"
+    )
 
 
 async def _wait(request: Request, completion: Completion, wait_s: int) -> StoredPrediction | None:

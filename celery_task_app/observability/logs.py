@@ -17,9 +17,13 @@ from contextlib import nullcontext, suppress
 from functools import lru_cache
 from pathlib import PurePath
 from textwrap import indent
-from typing import Literal, TextIO
+from typing import Literal, TextIO, cast
 
 _ARGUMENT = re.compile(r"(?:(?<![\w.])(\w+)=)?%(?:%|[-+ #0]*\d*(?:\.\d+)?[diouxXeEfFgGcrsa])")
+_ROOT = logging.getLogger()
+_ours: list["TurnHandler"] = []
+"""The handlers of the root logger, as `configure_logging` has set them; a test or another program may add one."""
+
 _TEMPLATES = 1_024  # more than the service and its libraries have
 
 
@@ -41,6 +45,7 @@ def configure_logging(level: str | int, log_format: Literal["text", "json"], fil
     handler.setFormatter(JSONFormatter() if log_format == "json" else TextFormatter())
     handler.setLevel(level.upper() if isinstance(level, str) else level)  # a server may set a level of its own loggers
     root.handlers = [handler]
+    _ours[:] = [handler] if isinstance(handler, TurnHandler) else []
     # Optimizations of Python's logging cookbook: no line has these attributes of a record.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.logAsyncioTasks = False  # type: ignore[attr-defined]  # from Python 3.12 on
@@ -50,10 +55,12 @@ def configure_logging(level: str | int, log_format: Literal["text", "json"], fil
 
 def log_event(logger: logging.Logger, level: int, event: str, fields: Mapping[str, object]) -> None:
     """Log an event whose fields, at least one, are known only when it happens."""
-    if logger.isEnabledFor(level):
-        # `logger.log` would also look for the caller, which no line has.
-        template, values = _template(event, tuple(fields)), tuple(fields.values())
-        logger.handle(logger.makeRecord(logger.name, level, "", 0, template, values, None))
+    if not logger.isEnabledFor(level):
+        return
+    if _ours and _ROOT.handlers == _ours:
+        _ours[0].write_event(logger.name, level, event, fields)
+    else:
+        logger.log(level, _template(event, tuple(fields)), *fields.values(), stacklevel=2)
 
 
 def stack_of(error: BaseException) -> str:
@@ -68,9 +75,8 @@ def stack_of(error: BaseException) -> str:
 class TurnHandler(logging.StreamHandler[TextIO]):
     """Writes the lines of one turn of an event loop together; without an event loop, each at once.
 
-    A write releases the GIL, and the thread that publishes may then hold it for milliseconds. Written one by one, the
-    lines of requests took a fifth of the throughput: `python -m benchmarks.versions --log-requests this`. A process that
-    is killed loses the lines of its last turn.
+    A write releases the GIL, and the thread that publishes may then hold it for milliseconds. A process that is killed
+    loses the lines of its last turn. docs/adr/0024 has the gain.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -81,10 +87,19 @@ class TurnHandler(logging.StreamHandler[TextIO]):
     def emit(self, record: logging.LogRecord) -> None:
         """Keep the line of a record until the next turn of the event loop of this thread, if there is one."""
         try:
-            self._lines.append(self.format(record))
+            line = self.format(record)
         except Exception:  # noqa: BLE001 - as every handler
             self.handleError(record)
-            return
+        else:
+            self._append(line)
+
+    def write_event(self, name: str, level: int, event: str, fields: Mapping[str, object]) -> None:
+        """Write the line of an event without a LogRecord, which would cost more than the line."""
+        head = (_utc(time.time()), logging.getLevelName(level), name)
+        self._append(cast("TextFormatter", self.formatter).format_event(head, event, fields))
+
+    def _append(self, line: str) -> None:
+        self._lines.append(line)
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -119,6 +134,11 @@ class TextFormatter(logging.Formatter):
         parts = [self.formatException(record.exc_info)] if record.exc_info else []
         return "\n".join([*parts, self.formatStack(record.stack_info)] if record.stack_info else parts)
 
+    def format_event(self, head: tuple[str, str, str], event: str, fields: Mapping[str, object]) -> str:
+        """Return the line of an event, given its time, level and logger."""
+        line = " ".join([*head, event, *[f"{name}={value}" for name, value in fields.items()]])
+        return line if line.isprintable() else "\n  ".join(map(_printable, line.split("\n")))
+
 
 class JSONFormatter(TextFormatter):
     """One JSON object for a record: `time`, `level`, `logger`, `event`, the fields, and `exception` if there is one."""
@@ -130,6 +150,12 @@ class JSONFormatter(TextFormatter):
         if details := self._details(record):
             fields["exception"] = details
         return json.dumps(head | {name: value for name, value in fields.items() if name not in head}, default=str)
+
+    def format_event(self, head: tuple[str, str, str], event: str, fields: Mapping[str, object]) -> str:
+        """Return the object of an event; see TextFormatter."""
+        moment, level, name = head
+        line = {"time": moment, "level": level.lower(), "logger": name, "event": event}
+        return json.dumps(line | {key: value for key, value in fields.items() if key not in line}, default=str)
 
 
 def _split(record: logging.LogRecord) -> tuple[str, dict[str, object]]:
