@@ -1,16 +1,19 @@
 """The form of log lines: one line for a record in text, one object in JSON, with the same fields."""
 
+import asyncio
+import io
 import json
 import logging
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_task_app.observability.logs import JSONFormatter, TextFormatter, log_event, stack_of
+from celery_task_app.observability.logs import JSONFormatter, TextFormatter, TurnHandler, log_event, stack_of
 
 
 def record(message: str, *arguments: object) -> logging.LogRecord:
@@ -97,6 +100,60 @@ def test_the_stack_of_an_error_has_places_and_not_its_text() -> None:
     stack = stack_of(caught.value)
     assert [place.rpartition(":")[0] for place in stack.split(">")] == ["unit/test_logs.py"] * 2
     assert "secret" not in stack
+
+
+@given(
+    st.dictionaries(st.from_regex("f_[a-z]{1,9}", fullmatch=True), st.integers() | st.text() | st.none(), min_size=1)
+)
+@pytest.mark.parametrize("formatter", [TextFormatter(), JSONFormatter()])
+def test_an_event_has_the_same_line_with_a_record_and_without(formatter: TextFormatter, fields: dict[str, Any]) -> None:
+    template = " ".join(["an event", *(f"{name}=%s" for name in fields)])
+    with_record = formatter.format(record(template, *fields.values()))
+    moment = "2026-11-26T10:00:00.000Z"
+    without = formatter.format_event((moment, "WARNING", "a.logger"), "an event", fields)
+    assert without[len(moment) :] == with_record[len(moment) :] or json.loads(without) == {
+        **json.loads(with_record),
+        "time": moment,
+    }
+
+
+class Writes(io.StringIO):
+    """A stream that counts its writes."""
+
+    count = 0
+
+    def write(self, text: str) -> int:
+        self.count += 1
+        return super().write(text)
+
+
+def test_the_lines_of_one_turn_of_an_event_loop_are_written_together_and_in_order() -> None:
+    stream = Writes()
+    handler = TurnHandler(stream)
+    handler.setFormatter(TextFormatter())
+
+    def log(number: int) -> None:
+        handler.handle(record("line n=%d", number))
+
+    async def log_three() -> None:
+        for number in (1, 2):
+            log(number)
+        handler.write_event("a.logger", logging.WARNING, "line", {"n": 3})
+        assert stream.count == 1
+        await asyncio.to_thread(log, 4)  # a thread without an event loop writes the lines before its own too
+
+    log(0)
+    assert stream.count == 1
+    asyncio.run(log_three())
+    assert [line.rpartition("=")[2] for line in stream.getvalue().splitlines()] == ["0", "1", "2", "3", "4"]
+    assert stream.count <= 3
+
+
+def test_a_stream_that_cannot_be_written_stops_nothing() -> None:
+    stream = Writes()
+    handler = TurnHandler(stream)
+    stream.close()
+    handler.handle(record("lost"))
 
 
 PROGRAM = """
