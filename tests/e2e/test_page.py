@@ -208,7 +208,7 @@ def test_a_frozen_api_is_noticed(page: Page, service: Service, customer: dict[st
         until(lambda: text(page, "#waiting-text") == "The API has not answered yet.")
         assert page.locator("#answer").evaluate("one => getComputedStyle(one).opacity") == "0.5"
         page.get_by_role("button", name="Cancel").click()
-        assert page.locator("#said").inner_text() == "Cancelled."
+        until(lambda: text(page, "#said") == "Cancelled.")
         predict(page)
         page.get_by_role("link", name="Service", exact=True).click()
         until(lambda: "does not answer" in text(page, "#ready-text"), within_s=20)
@@ -376,9 +376,8 @@ def test_few_cases_have_a_decimal_and_refused_rows_are_no_part_of_the_share(
     choose(page, write(tmp_path, rows))
     page.locator("#score").focus()
     page.keyboard.press("Enter")
-    page.locator("#run").wait_for()
-    assert page.evaluate("document.activeElement.id") == "name"  # not the body, where a keyboard starts again
     page.locator("#download").wait_for()
+    assert page.evaluate("document.activeElement.id") == "name"  # not the body, where a keyboard starts again
     found = [row["probability"] for row in service.batch_rows(batch_url(page, service))]
     page.get_by_label("Threshold").fill("0")
     shown = page.locator("#share dd").all_inner_texts()

@@ -71,6 +71,7 @@ def test_the_log_lines_of_a_traced_request_have_the_id_of_its_trace(
     trace_id = server_span(collector, task_id).context.trace_id
     for process, event in ((traced.api, " request "), (traced.worker, " message ")):
         until(lambda: line_of(process, event, task_id).endswith(f" trace_id={trace_id}"))  # noqa: B023 - called at once
+    until(lambda: collector.spans(CONSUMER))  # else it would arrive in the next test
 
 
 def line_of(process: Process, event: str, task_id: str) -> str:

@@ -129,7 +129,7 @@ def test_celery_reads_a_result_by_the_same_address(replicated: ReplicatedStore, 
     task_id = str(uuid4())
     celery = Celery()
     celery.conf.update(celery_backend(uri), redis_socket_timeout=2)
-    with contextlib.closing(PredictionStore(connect(uri), TTL_S)) as store:
+    with contextlib.closing(PredictionStore(connect(uri), TTL_S, replicas=1)) as store:
         store.finish({task_id: 0.25}, "v1")
     assert AsyncResult(task_id, app=celery).result == 0.25
     replace_primary(replicated)
