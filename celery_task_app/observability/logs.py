@@ -38,18 +38,17 @@ def configure_logging(level: str | int, log_format: Literal["text", "json"], fil
     Returns:
         Whether the form was set.
     """
-    root = logging.getLogger()
-    if any(not isinstance(handler.formatter, TextFormatter) for handler in root.handlers):
+    if any(not isinstance(handler.formatter, TextFormatter) for handler in _ROOT.handlers):
         return False
     handler = logging.handlers.WatchedFileHandler(file, encoding="utf-8") if file else TurnHandler(sys.stderr)
     handler.setFormatter(JSONFormatter() if log_format == "json" else TextFormatter())
     handler.setLevel(level.upper() if isinstance(level, str) else level)  # a server may set a level of its own loggers
-    root.handlers = [handler]
+    _ROOT.handlers = [handler]
     _ours[:] = [handler] if isinstance(handler, TurnHandler) else []
     # Optimizations of Python's logging cookbook: no line has these attributes of a record.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.logAsyncioTasks = False  # type: ignore[attr-defined]  # from Python 3.12 on
-    root.setLevel(handler.level)
+    _ROOT.setLevel(handler.level)
     return True
 
 
