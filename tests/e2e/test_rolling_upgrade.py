@@ -4,7 +4,6 @@ messages_6c5fb51.json has the messages as that version wrote them to RabbitMQ an
 to the result store. They were recorded on its real API.
 """
 
-import hashlib
 import json
 import re
 import time
@@ -31,16 +30,7 @@ KEY = "celery-task-meta-"
 def service(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service whose model uses two features, because the recorded customers lack features that were added later."""
     folder = tmp_path_factory.mktemp("upgrade")
-    path = marked_model.save(folder, marked_model.ExplainingModel())
-    manifest = {
-        "name": "marked",
-        "version": "1",
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "libraries": {},
-        "features": [{"name": name, "type": "integer"} for name in ("Customer_Age", "Total_Trans_Ct")],
-        "explains": True,
-    }
-    path.with_suffix(".json").write_text(json.dumps(manifest))
+    path = marked_model.save_explaining(folder, "1", marked_model.ExplainingModel())
     with running_service(servers, folder, MODEL_PATH=str(path)) as running:
         yield running
 

@@ -18,7 +18,7 @@ from tests.harness.assertions import assert_problem
 from tests.harness.metrics import Scrape, scrape
 from tests.harness.processes import free_port, until
 from tests.harness.servers import Servers
-from tests.harness.service import Service, running_api, running_service
+from tests.harness.service import Client, Service, running_api, running_service
 
 # The processes share state through the result store. tests/e2e/test_workers.py has two workers on each broker.
 pytestmark = pytest.mark.parametrize("servers", ["rabbitmq"], indirect=True)
@@ -36,10 +36,12 @@ class InTurn(Service):
         super().__init__(first.servers, first.folder, first.settings, first.celery_app, first.port)
         self.worker = first.worker
         self.metrics_ports = [int(service.settings["METRICS_PORT"]) for service in services]
-        self._turn = itertools.cycle([service.url for service in services])
+        self._turn = itertools.cycle([Client(service.url) for service in services])
 
-    def request(self, method: str, path: str, **options: Any) -> requests.Response:
-        return requests.request(method, next(self._turn) + path, **{"timeout": 30, **options})
+    def request(
+        self, method: str, path: str, session: requests.Session | None = None, **options: Any
+    ) -> requests.Response:
+        return next(self._turn).request(method, path, session, **options)
 
 
 @contextlib.contextmanager

@@ -104,7 +104,15 @@ class Row:
 class Ledger:
     """Clients that send customers at a constant rate, fetch the predictions, and record every accepted one."""
 
-    def __init__(self, service: Service, fault: str, per_second: float) -> None:
+    def __init__(self, service: Service, fault: str, per_second: float, *, is_counting: bool = True) -> None:
+        """Open the ledger of a fault.
+
+        Args:
+            service: it gets the load.
+            fault: its name.
+            per_second: predictions that are sent in a second, besides the long-polls.
+            is_counting: the service counts every prediction; false if a version without counts takes part.
+        """
         self.service = service
         self.per_second = per_second
         self.row = Row(service.servers.name, fault)
@@ -134,12 +142,17 @@ class Ledger:
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._fetching = requests.Session()  # one connection, because a new one for each fetch falls behind the load
-        self._before = self._read_counts()
+        self._before = self._read_counts() if is_counting else None
 
     @property
     def pending(self) -> int:
         """Accepted predictions whose end no client has seen."""
         return len(self._pending)
+
+    @property
+    def pending_ids(self) -> set[str]:
+        """The task ids of these predictions."""
+        return {task_id for task_id, _, _ in self._pending.copy()}
 
     @contextmanager
     def load(self) -> Iterator[None]:
@@ -237,6 +250,8 @@ class Ledger:
         return until(read, 2 * AT_REST_WITHIN_S)[0]
 
     def _compare_counts(self) -> None:
+        if self._before is None:
+            return
         after = self._read_counts()
         predictions = difference(after.predictions, self._before.predictions)
         rows = difference(after.rows, self._before.rows)
@@ -257,9 +272,7 @@ class Ledger:
         """Return the response; None if the API is down. Without a session it is a request of another client."""
         started = time.monotonic()
         try:
-            if session:
-                return session.request(method, self.service.url + path, timeout=20, **options)
-            return self.service.request(method, path, timeout=20, **options)
+            return self.service.request(method, path, session, timeout=20, **options)
         except requests.Timeout:
             with self._lock:
                 self.other[f"{method}: none in 20 s"] += 1

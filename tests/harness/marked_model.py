@@ -1,6 +1,8 @@
 """A model for tests: the probability is Total_Trans_Ct / 1000; customers of marked ages fail or take long."""
 
 import contextlib
+import hashlib
+import json
 import os
 import signal
 import time
@@ -39,13 +41,6 @@ class MarkedModel:
         return np.column_stack((1 - churn, np.where(customers["Customer_Age"] == IS_NAN, np.nan, churn)))
 
 
-class ExplainingModel(MarkedModel):
-    """A model whose reasons are all zero; its manifest must list the two features that it uses."""
-
-    def contributions(self, customers: pd.DataFrame) -> np.ndarray:
-        return np.zeros((len(customers), len(customers.columns) + 1))
-
-
 @dataclass
 class SlowModel(MarkedModel):
     """A model that a small load keeps busy.
@@ -63,6 +58,16 @@ class SlowModel(MarkedModel):
             self.has_begun.touch()
         time.sleep(len(customers) * self.per_customer_s)
         return super().predict_proba(customers)
+
+
+@dataclass
+class ExplainingModel(SlowModel):
+    """A model whose reasons are all zero; `save_explaining` writes its manifest."""
+
+    per_customer_s: float = 0
+
+    def contributions(self, customers: pd.DataFrame) -> np.ndarray:
+        return np.zeros((len(customers), len(customers.columns) + 1))
 
 
 class InvertedModel(SlowModel):
@@ -118,4 +123,19 @@ def save(folder: Path, model: object = None, name: str = "marked.joblib") -> Pat
     """Write a model without a manifest; return its path."""
     path = folder / name
     joblib.dump(model or MarkedModel(), path)
+    return path
+
+
+def save_explaining(folder: Path, version: str, model: ExplainingModel) -> Path:
+    """Write a model with a manifest, which has the two features that the model uses; return the path of the model."""
+    path = save(folder, model)
+    manifest = {
+        "name": "marked",
+        "version": version,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "libraries": {},
+        "features": [{"name": name, "type": "integer"} for name in ("Customer_Age", "Total_Trans_Ct")],
+        "explains": True,
+    }
+    path.with_suffix(".json").write_text(json.dumps(manifest))
     return path

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import os
 import re
 import shutil
@@ -90,7 +91,9 @@ class Servers:
             return {name: int(count) for name, count in map(str.split, lines) if name.startswith(PREDICTIONS.name)}
         with redis.Redis.from_url(self.broker_uri) as client:
             queued = {queue.name: int(client.llen(queue.name)) for queue in (PREDICTIONS, BATCHES, DEAD)}
-            return {**queued, "unacked": int(client.hlen("unacked"))}
+            # Workers of version 0.1.0 have replies of Celery's remote control there too.
+            unacked = [json.loads(message)[2] in queued for message in client.hvals("unacked")]
+            return {**queued, "unacked": sum(unacked)}
 
     def is_empty(self) -> bool:
         """Tell whether no queue holds a message and every delivered message was acknowledged."""

@@ -26,9 +26,15 @@ class Client:
 
     # Operations
 
-    def request(self, method: str, path: str, **options: Any) -> requests.Response:
-        """Send a request to a path; the options are those of `requests.request`."""
-        return requests.request(method, self.url + path, **{"timeout": TIMEOUT_S, **options})
+    def request(
+        self, method: str, path: str, session: requests.Session | None = None, **options: Any
+    ) -> requests.Response:
+        """Send a request to a path, on a connection of its own without a session.
+
+        The options are those of `requests.request`.
+        """
+        send = session.request if session else requests.request
+        return send(method, self.url + path, **{"timeout": TIMEOUT_S, **options})
 
     def get(self, path: str, **headers: str) -> requests.Response:
         """Send GET; `Idempotency_Key="1"` becomes a header `Idempotency-Key`."""
