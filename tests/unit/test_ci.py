@@ -23,3 +23,9 @@ def test_every_action_is_pinned_by_commit() -> None:
     actions = re.findall(r"uses: (.*)", WORKFLOW)
     assert actions
     assert [action for action in actions if not re.fullmatch(r"[\w/-]+@[0-9a-f]{40} # v[\d.]+", action)] == []
+
+
+def test_the_workflow_fetches_the_commits_that_the_tests_run() -> None:
+    (job,) = yaml.safe_load(WORKFLOW)["jobs"].values()
+    (checkout,) = [step for step in job["steps"] if "actions/checkout@" in step.get("uses", "")]
+    assert checkout["with"]["fetch-depth"] == 0
