@@ -111,8 +111,9 @@ def _create_services(
         settings.broker_uri,
         new_client(),
         schema,
-        lambda: completions.is_subscribed,
-        lambda: group_commit.failure,
+        is_subscribed=lambda: completions.is_subscribed,
+        failure=lambda: group_commit.failure,
+        has_computed=completions.has_computed,
         replicas=replicas,
     )
     stack.push_async_callback(readiness.close)
