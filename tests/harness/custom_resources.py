@@ -99,7 +99,7 @@ _RABBITMQ_CLUSTER = fields(
     replicas={"enum": [1, 3, 5]},
     persistence=fields(storage=QUANTITY, storageClassName=TEXT),
     resources=fields(requests=RESOURCES, limits=RESOURCES),
-    rabbitmq=fields(additionalConfig=TEXT),
+    rabbitmq=fields(additionalConfig=TEXT, advancedConfig=TEXT),
     affinity=fields(podAntiAffinity=_ANTI_AFFINITY),
 )
 
