@@ -87,6 +87,7 @@ _SCALED_OBJECT = fields(
 )
 _POD_MONITOR = fields(
     "selector",
+    jobLabel=TEXT,
     selector=SELECTOR,
     podMetricsEndpoints=many(fields(port=TEXT, interval=DURATION, path=TEXT)),
 )

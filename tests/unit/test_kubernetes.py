@@ -222,12 +222,11 @@ def test_readiness_of_the_api_needs_no_worker_and_liveness_no_server(overlay: st
 def test_each_probe_of_a_worker_is_its_health_check(overlay: str, name: str) -> None:
     found = container(overlay, name)
     check = found["readinessProbe"]["exec"]["command"]
-    assert check == found["startupProbe"]["exec"]["command"] == COMPOSE["worker"]["healthcheck"]["test"][1:]
+    assert check == COMPOSE["worker"]["healthcheck"]["test"][1:]
     assert check[:2] == ["python", "-m"]
     assert importlib.util.find_spec(check[2]) is not None
     assert found["livenessProbe"]["exec"]["command"] == [*check, "--hang"]
-    startup_s = found["startupProbe"]["periodSeconds"] * found["startupProbe"]["failureThreshold"]
-    assert startup_s > Settings.model_fields["model_load_timeout_s"].default + 10
+    assert "startupProbe" not in found  # it would restart a worker that waits for the broker
 
 
 @each_overlay
@@ -294,12 +293,21 @@ def test_the_brokers_nodes_have_the_settings_of_the_cluster_that_was_broken() ->
 
 
 def test_prometheus_reads_the_metrics_of_all_our_pods() -> None:
-    (spec,) = (monitor["spec"] for monitor in of_kind("production", "PodMonitor").values())
+    spec = of_kind("production", "PodMonitor")["churn"]["spec"]
     assert [one["port"] for one in spec["podMetricsEndpoints"]] == ["metrics"]
     for name in OURS:
         labels = pods("production")[name]["metadata"]["labels"]
         assert spec["selector"]["matchLabels"].items() <= labels.items()
         assert "metrics" in {port["name"] for port in container("production", name)["ports"]}
+
+
+def test_prometheus_reads_the_metrics_of_the_broker_that_the_alerts_need() -> None:
+    spec = of_kind("production", "PodMonitor")["rabbitmq"]["spec"]
+    (broker,) = of_kind("production", "RabbitmqCluster")
+    # The operator gives the pods these labels: the second has the name of the cluster.
+    assert spec["selector"]["matchLabels"] == {"app.kubernetes.io/component": "rabbitmq"}
+    assert spec["jobLabel"] == "app.kubernetes.io/name"
+    assert f'up{{job="{broker}"}}' in (ROOT / "deploy/monitoring/rules.yml").read_text()
 
 
 @pytest.mark.parametrize(
