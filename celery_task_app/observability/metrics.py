@@ -25,7 +25,7 @@ from prometheus_client.registry import Collector
 
 from celery_task_app.store.counts import STATES, ServiceCounts
 
-VERSION = "0.1.0"  # as in pyproject.toml; tests/unit/test_metrics.py compares them
+VERSION = "0.2.0"  # as in pyproject.toml; tests/unit/test_metrics.py compares them
 OTHER = "other"
 WORKER_STATES = ("loaded", "not loaded yet", "failed", "stuck", "unfit")
 _METHODS = {"GET": "GET", "HEAD": "GET", "POST": "POST", "DELETE": "DELETE"}  # HEAD is a GET whose body is not sent
