@@ -74,8 +74,9 @@ format: $(VENV)/.installed-test ## format, and fix lint errors
 faults: $(VENV)/.installed-test ## cause every fault under load, on both back-ends; writes benchmarks/faults.md (30 minutes)
 	$(BIN)/python -m benchmarks.faults $(ARGS)
 
-faults-cluster: $(VENV)/.installed-test ## break nodes of a RabbitMQ cluster, ten times each; writes benchmarks/faults-cluster.md (an hour)
+faults-cluster: $(VENV)/.installed-test ## break the nodes of a RabbitMQ cluster and of a store with Sentinels, ten times each (90 minutes)
 	$(BIN)/python -m benchmarks.faults_cluster $(ARGS)
+	$(BIN)/python -m benchmarks.failover
 
 soak: $(VENV)/.installed-test ## cause random faults, on both back-ends in turn (MINUTES=10)
 	$(BIN)/python -m benchmarks.faults --minutes $(or $(MINUTES),10) $(ARGS)

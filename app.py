@@ -38,7 +38,7 @@ from celery_task_app.messaging.messages import ChunkMessage, PredictionMessage
 from celery_task_app.messaging.publisher import Publisher, publisher_connections
 from celery_task_app.observability.exporter import MetricsServer
 from celery_task_app.observability.logs import configure_logging
-from celery_task_app.observability.metrics import ApiMetrics
+from celery_task_app.observability.metrics import VERSION, ApiMetrics
 from celery_task_app.observability.tracing import Tracing
 from celery_task_app.settings import Settings, settings
 from celery_task_app.store.batches import AsyncBatchStore, BatchStore
@@ -111,8 +111,9 @@ def _create_services(
         settings.broker_uri,
         new_client(),
         schema,
-        lambda: completions.is_subscribed,
-        lambda: group_commit.failure,
+        is_subscribed=lambda: completions.is_subscribed,
+        failure=lambda: group_commit.failure,
+        has_computed=completions.has_computed,
         replicas=replicas,
     )
     stack.push_async_callback(readiness.close)
@@ -156,6 +157,7 @@ def create_app(settings: Settings) -> FastAPI:
     tracing = Tracing("churn-api", settings.broker_uri) if settings.is_tracing_on else None
     app = FastAPI(
         title="Churn predictions",
+        version=VERSION,
         description="Accepts the features of a customer, answers with a task id at once, computes a probability, and "
         f"keeps it until it is fetched. A customer: {(Customer.__doc__ or '').strip()}",
         # `include_router` would cost each request 9 µs; `python -m benchmarks.routes` prints it.

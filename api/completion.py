@@ -5,6 +5,7 @@ Pub/sub is not durable, so every (re)subscription is followed by one read of all
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,13 @@ from typing import Any
 
 from celery_task_app.errors import ResultStoreUnavailable
 from celery_task_app.store.connection import AsyncStoreClient
-from celery_task_app.store.predictions import COMPLETIONS, AsyncPredictionStore, StoredPrediction, decode_completions
+from celery_task_app.store.predictions import (
+    COMPLETIONS,
+    AsyncPredictionStore,
+    StoredPrediction,
+    decode_completions,
+    is_from_worker,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +64,7 @@ class CompletionListener:
         self._max_waiters = self._free = max_waiters
         self._is_released = False
         self._is_subscribed = False
+        self._computed_at = -math.inf
         self._listening = asyncio.create_task(self._listen())
 
     @property
@@ -73,6 +81,10 @@ class CompletionListener:
     def is_subscribed(self) -> bool:
         """Whether the result store answers on the subscription; without it no waiter learns of a completion."""
         return self._is_subscribed
+
+    def has_computed(self, within_s: float) -> bool:
+        """Tell whether a worker has completed predictions, of any API process, within the last seconds."""
+        return time.monotonic() - self._computed_at < within_s
 
     @contextmanager
     def subscribe(self, task_id: str) -> Iterator[Completion]:
@@ -135,6 +147,8 @@ class CompletionListener:
             await self._read_awaited()
             self._is_subscribed = True
         elif message["type"] == "message":
+            if is_from_worker(message["data"]):
+                self._computed_at = time.monotonic()
             self._on_completion(message["data"])
             if self._waiters:
                 for task_id, stored in decode_completions(message["data"]).items():

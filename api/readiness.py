@@ -20,6 +20,7 @@ _KEEP_S = 1.0
 _PUBLISH_PERIOD_S = 20  # a third of the TTL of the schema
 _UP = "up"
 _SKEW_S = 1.0
+_COMPUTED_WITHIN_S = 2.0
 _QUEUES = {PredictionMessage.queue.name: "predictions", ChunkMessage.queue.name: "batches"}
 
 
@@ -34,7 +35,8 @@ class Readiness:
         submissions: "up", or the reason why the last predictions were not accepted.
         workers: the status of each live worker, by name.
         messages: by queue, the number of messages that no worker has taken yet.
-        consumers: by queue, the number of consumers that the broker reports; empty if it does not count them.
+        consumers: by queue, the number of consumers that the broker reports; empty if it does not count them, or if
+            predictions prove its counts wrong.
         warnings: problems that prevent no prediction.
     """
 
@@ -90,9 +92,10 @@ class ReadinessCheck:
         broker_uri: str,
         store: AsyncStoreClient,
         schema: Mapping[str, Any],
+        *,
         is_subscribed: Callable[[], bool],
         failure: Callable[[], str],
-        *,
+        has_computed: Callable[[float], bool],
         replicas: int = 0,
     ) -> None:
         """Check this process and its servers.
@@ -103,6 +106,7 @@ class ReadinessCheck:
             schema: of customers; it is kept in the result store, for the workers.
             is_subscribed: returns whether this process learns of completions.
             failure: returns why the last predictions were not accepted; empty if they were.
+            has_computed: returns whether a worker has completed predictions within so many seconds.
             replicas: of the result store that must confirm a write.
         """
         self._broker_uri = broker_uri
@@ -111,6 +115,7 @@ class ReadinessCheck:
         self._customer = parse_schema(schema)
         self._is_subscribed = is_subscribed
         self._failure = failure
+        self._has_computed = has_computed
         self._replicas = replicas
         self._check: asyncio.Task[Readiness] | None = None
         self._checked_at = 0.0
@@ -142,6 +147,10 @@ class ReadinessCheck:
             self._check_broker(), self._check_store()
         )
         self._checked_at = asyncio.get_running_loop().time()
+        consumers = {queue: counts.consumers for queue, counts in queues.items() if counts.consumers is not None}
+        if self._are_wrong(consumers):
+            consumers = {}
+            warnings = [*warnings, "The broker reports no consumer, although a worker computes predictions."]
         return Readiness(
             broker=broker,
             result_store=result_store,
@@ -149,9 +158,18 @@ class ReadinessCheck:
             submissions=self._failure() or _UP,
             workers=workers,
             messages={queue: counts.messages for queue, counts in queues.items()},
-            consumers={queue: counts.consumers for queue, counts in queues.items() if counts.consumers is not None},
+            consumers=consumers,
             warnings=warnings,
         )
+
+    def _are_wrong(self, consumers: Mapping[str, int]) -> bool:
+        """Tell whether a cluster reports no consumer of the predictions that a worker computes.
+
+        RabbitMQ does so until every node knows the new leader of a queue: after the freeze of the earlier one, for
+        several seconds. A single node knows the leader at once.
+        """
+        reports_none = consumers.get(PredictionMessage.queue.name) == 0
+        return ";" in self._broker_uri and reports_none and self._has_computed(_COMPUTED_WITHIN_S)
 
     async def _check_broker(self) -> tuple[str, dict[str, QueueCounts]]:
         try:

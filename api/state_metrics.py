@@ -7,7 +7,9 @@ from collections.abc import Callable
 from api.queue_watch import QueueState
 from api.services import Services
 from celery_task_app.errors import ResultStoreUnavailable
+from celery_task_app.messaging.messages import ChunkMessage, PredictionMessage
 from celery_task_app.observability.metrics import ApiMetrics, ServiceState
+from celery_task_app.store.worker_status import can_predict
 
 _WITHIN_S = 5.0
 
@@ -44,5 +46,9 @@ def _service_state(state: QueueState) -> ServiceState:
     return ServiceState(
         state.counts,
         [status["model"] for status in state.workers.values()],
+        {
+            queue.name: sum(can_predict(status, queue.name) for status in state.workers.values())
+            for queue in (PredictionMessage.queue, ChunkMessage.queue)
+        },
         [(str(status.get("name", "")), status["detail"]) for status in loaded],
     )

@@ -25,7 +25,7 @@ from prometheus_client.registry import Collector
 
 from celery_task_app.store.counts import STATES, ServiceCounts
 
-VERSION = "0.1.0"  # as in pyproject.toml; tests/unit/test_metrics.py compares them
+VERSION = "0.2.0"  # as in pyproject.toml; tests/unit/test_metrics.py compares them
 OTHER = "other"
 WORKER_STATES = ("loaded", "not loaded yet", "failed", "stuck", "unfit")
 _METHODS = {"GET": "GET", "HEAD": "GET", "POST": "POST", "DELETE": "DELETE"}  # HEAD is a GET whose body is not sent
@@ -114,11 +114,13 @@ class ServiceState:
     Attributes:
         counts: of predictions and of rows, with the memory of the store.
         worker_states: the state of each live worker.
+        consuming_workers: by queue, the number of workers that predict its messages.
         models: name and version of each loaded model.
     """
 
     counts: ServiceCounts
     worker_states: Sequence[str]
+    consuming_workers: Mapping[str, int]
     models: Iterable[tuple[str, str]]
 
 
@@ -167,6 +169,12 @@ class _ServiceMetrics(Collector):
         for name in WORKER_STATES:
             workers.add_metric([name], state.worker_states.count(name))
         yield workers
+        consuming = GaugeMetricFamily(
+            "churn_consuming_workers", "Workers that predict the messages of a queue.", labels=["queue"]
+        )
+        for queue, count in state.consuming_workers.items():
+            consuming.add_metric([queue], count)
+        yield consuming
         models = GaugeMetricFamily(
             "churn_model_info", "1 for each model that a worker has loaded.", labels=["name", "version"]
         )

@@ -263,6 +263,11 @@ class AsyncPredictionStore:
         self._reading = None
 
 
+def is_from_worker(message: bytes) -> bool:
+    """Tell whether a worker published a message on the channel COMPLETIONS, and not an API that ends a prediction."""
+    return message.startswith(b'[{"times": ')
+
+
 def decode_completions(message: bytes) -> dict[str, StoredPrediction]:
     """Return the terminal states of a message on the channel COMPLETIONS, by task id."""
     metas = json.loads(message)

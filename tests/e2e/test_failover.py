@@ -130,5 +130,5 @@ def assert_ended(service: Service, kind: FailOver, *, may_lose: bool) -> None:
     with ledger.load():
         refused_s = fail_over(kind, ledger, may_lose=may_lose)
     row = ledger.balance()
-    assert row.is_clean, [row, *ledger.details]
+    assert row.is_clean, "\n".join([*ledger.details, f"{row}"])
     assert refused_s < kind.refuses_for_s

@@ -36,7 +36,7 @@ def assert_nothing_is_lost(service: Service, fault: Fault) -> None:
     with ledger.load():
         strike(fault, ledger, fault.shortest_s)
     row = ledger.balance()
-    assert row.is_clean, [row, *ledger.details]
+    assert row.is_clean, "\n".join([*ledger.details, f"{row}"])
     assert row.refused or not fault.refuses
     assert row.slowest_ms < SLOWEST_RESPONSE_MS
     assert row.livez_ms < SLOWEST_LIVEZ_MS

@@ -36,7 +36,7 @@ def test_no_accepted_prediction_is_lost_on_a_cluster(service: Service, fault: Fa
         strike(fault, ledger, fault.shortest_s)
         refused_s = ledger.longest_refusal_s(started)
     row = ledger.balance()
-    assert row.is_clean, [row, *ledger.details]
+    assert row.is_clean, "\n".join([*ledger.details, f"{row}"])
     assert 429 not in row.refused
     assert bool(row.refused) >= fault.refuses
     assert fault.refuses or refused_s < MOST_REFUSAL_S

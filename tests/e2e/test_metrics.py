@@ -108,6 +108,7 @@ def test_each_accepted_customer_is_in_the_numbers_of_both_processes(
     assert 0 < grown("churn_http_request_seconds_total", **predict) < 30
     assert after.value("churn_waiting_customers") == after.value("churn_waiting_batch_rows") == 0
     assert after.value("churn_workers", state="loaded") == 1
+    assert {after.value("churn_consuming_workers", queue=queue) for queue in ("churn", "churn.batch")} == {1}
     assert worker_grown("churn_worker_customers_total", kind="predictions") == 30
     assert worker_grown("churn_worker_customers_total", kind="rows") == 120
     messages = grown("churn_message_customers_count")

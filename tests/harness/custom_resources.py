@@ -87,6 +87,7 @@ _SCALED_OBJECT = fields(
 )
 _POD_MONITOR = fields(
     "selector",
+    jobLabel=TEXT,
     selector=SELECTOR,
     podMetricsEndpoints=many(fields(port=TEXT, interval=DURATION, path=TEXT)),
 )
@@ -99,7 +100,7 @@ _RABBITMQ_CLUSTER = fields(
     replicas={"enum": [1, 3, 5]},
     persistence=fields(storage=QUANTITY, storageClassName=TEXT),
     resources=fields(requests=RESOURCES, limits=RESOURCES),
-    rabbitmq=fields(additionalConfig=TEXT),
+    rabbitmq=fields(additionalConfig=TEXT, advancedConfig=TEXT),
     affinity=fields(podAntiAffinity=_ANTI_AFFINITY),
 )
 

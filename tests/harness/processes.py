@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+import psutil
+
 ROOT = Path(__file__).parents[2]
 T = TypeVar("T")
 
@@ -154,12 +156,15 @@ class Process:
 
     def _is_frozen(self) -> bool:
         """Return whether each thread of the program and its children is stopped; true where there is no /proc."""
+        paths: list[Path] = []
+        for pid in psutil.pids():
+            with contextlib.suppress(OSError):  # the process has ended
+                if os.getpgid(pid) == self.pid:
+                    paths += Path(f"/proc/{pid}/task").glob("*/stat")
         states = set()
-        for path in Path("/proc").glob("[0-9]*/task/*/stat"):
+        for path in paths:
             with contextlib.suppress(OSError):  # the thread has ended
-                state, _parent, group, *_ = path.read_text().rpartition(")")[2].split()
-                if int(group) == self.pid:
-                    states.add(state)
+                states.add(path.read_text().rpartition(")")[2].split()[0])
         return states <= {"T", "Z", "X"}  # stopped, or ended
 
     def wait(self, within_s: float = 30) -> int:

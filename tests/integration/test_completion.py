@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from api.completion import CompletionListener
-from celery_task_app.errors import InvalidPrediction
+from celery_task_app.errors import Deleted, InvalidPrediction
 from celery_task_app.store.connection import connect_async
 from celery_task_app.store.predictions import (
     COMPLETIONS,
@@ -18,6 +18,7 @@ from celery_task_app.store.predictions import (
     PredictionStore,
     State,
     StoredPrediction,
+    WorkerTimes,
     decode_completions,
 )
 from tests.harness.processes import until
@@ -264,3 +265,22 @@ def test_a_waiter_that_was_cancelled_does_not_disturb_the_others(
                 return await within(second)
 
     assert asyncio.run(wait()) == SUCCESS
+
+
+def test_only_a_completion_of_a_worker_shows_that_one_computes(
+    servers: Servers, prediction_store: PredictionStore, client: redis.Redis, task_id: str
+) -> None:
+    async def wait() -> None:
+        async with listening(servers.backend_uri) as listener:
+            await until_subscribed(client)
+            with listener.subscribe(task_id) as withdrawn:
+                await asyncio.to_thread(prediction_store.mark_queued, {task_id: 60})
+                await asyncio.to_thread(prediction_store.finish, {task_id: Deleted("deleted by the client")})
+                await within(withdrawn)
+            assert not listener.has_computed(within_s=60)
+            times = WorkerTimes(queue_s=0.1, predict_s=0.01)
+            await asyncio.to_thread(prediction_store.finish, {str(uuid4()): 0.5}, "v1", times)  # it has no waiter
+            await asyncio.to_thread(until, lambda: listener.has_computed(within_s=60))
+            assert not listener.has_computed(within_s=0)
+
+    asyncio.run(wait())

@@ -48,9 +48,16 @@ def statuses(uri: str) -> dict[str, WorkerStatus]:
     return asyncio.run(read())
 
 
-def readiness(broker_uri: str, backend_uri: str) -> Readiness:
+def readiness(broker_uri: str, backend_uri: str, *, has_computed: bool = False) -> Readiness:
     async def check() -> Readiness:
-        parts = ReadinessCheck(broker_uri, connect_async(backend_uri), SCHEMA, lambda: True, lambda: "")
+        parts = ReadinessCheck(
+            broker_uri,
+            connect_async(backend_uri),
+            SCHEMA,
+            is_subscribed=lambda: True,
+            failure=lambda: "",
+            has_computed=lambda _within_s: has_computed,
+        )
         try:
             return await parts.check()
         finally:
@@ -92,6 +99,18 @@ def test_readiness_needs_every_part(servers: Servers, client: redis.Redis, host:
     assert not without_store.is_ready
     assert (without_store.broker, without_store.workers) == ("up", {})
     assert f"127.0.0.1:{port}" in without_store.result_store
+
+
+def test_predictions_prove_that_a_cluster_counts_consumers_late(
+    servers: Servers, client: redis.Redis, host: str
+) -> None:
+    if servers.name == "valkey":
+        pytest.skip("Valkey counts no consumers")
+    publish_status(client, f"celery@{host}/1", LOADED, 15)
+    cluster = f"{servers.broker_uri};{servers.broker_uri}"
+    assert readiness(cluster, servers.backend_uri, has_computed=True).is_ready
+    assert not readiness(cluster, servers.backend_uri, has_computed=False).is_ready
+    assert not readiness(servers.broker_uri, servers.backend_uri, has_computed=True).is_ready
 
 
 def test_a_result_store_that_is_away_is_an_error(host: str) -> None:

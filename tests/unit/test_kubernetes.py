@@ -18,6 +18,7 @@ from celery_task_app.consumer.lifecycle import STOP_WITHIN_S
 from celery_task_app.settings import Settings
 from celery_task_app.worker import BATCHES, DEAD, PREDICTIONS
 from tests.conftest import skip
+from tests.harness import cluster
 from tests.harness.custom_resources import SCHEMAS
 from tests.harness.manifests import FOLDER, OVERLAYS, Manifest, container, kubectl, of_kind, pods, render, senders
 from tests.harness.metrics import documented
@@ -27,6 +28,7 @@ OLDEST, NEWEST = "1.30", "1.37"  # of Kubernetes; 1.30 is the first one with `pr
 API, WORKERS = "churn-api", ("churn-worker", "churn-batch-worker")
 OURS = (API, *WORKERS)
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+SENTINEL_PORT = 26379
 CHURN_PODS = {"podSelector": {"matchLabels": {"app.kubernetes.io/name": "churn"}}}
 
 each_overlay = pytest.mark.parametrize("overlay", OVERLAYS)
@@ -220,12 +222,11 @@ def test_readiness_of_the_api_needs_no_worker_and_liveness_no_server(overlay: st
 def test_each_probe_of_a_worker_is_its_health_check(overlay: str, name: str) -> None:
     found = container(overlay, name)
     check = found["readinessProbe"]["exec"]["command"]
-    assert check == found["startupProbe"]["exec"]["command"] == COMPOSE["worker"]["healthcheck"]["test"][1:]
+    assert check == COMPOSE["worker"]["healthcheck"]["test"][1:]
     assert check[:2] == ["python", "-m"]
     assert importlib.util.find_spec(check[2]) is not None
     assert found["livenessProbe"]["exec"]["command"] == [*check, "--hang"]
-    startup_s = found["startupProbe"]["periodSeconds"] * found["startupProbe"]["failureThreshold"]
-    assert startup_s > Settings.model_fields["model_load_timeout_s"].default + 10
+    assert "startupProbe" not in found  # it would restart a worker that waits for the broker
 
 
 @each_overlay
@@ -257,7 +258,9 @@ def test_a_node_is_drained_one_pod_at_a_time(overlay: str) -> None:
 @each_overlay
 def test_only_our_pods_reach_the_broker_and_the_result_store(overlay: str) -> None:
     assert senders(overlay, {"app.kubernetes.io/component": "rabbitmq"}, 5672) == [CHURN_PODS]
-    assert senders(overlay, {"app.kubernetes.io/component": "redis"}, 6379) == [CHURN_PODS]
+    store_pods = {"app.kubernetes.io/component": "redis"}  # replicas and Sentinels too, which reach each other
+    for port in (6379, SENTINEL_PORT):
+        assert senders(overlay, store_pods, port) == [CHURN_PODS, {"podSelector": {"matchLabels": store_pods}}]
     if overlay == "laptop":
         for name in ("rabbitmq", "redis"):
             assert pods(overlay)[name]["metadata"]["labels"]["app.kubernetes.io/component"] == name
@@ -278,16 +281,33 @@ def test_our_pods_reach_the_servers_of_their_addresses(overlay: str) -> None:
     assert egress["podSelector"] == CHURN_PODS["podSelector"]
     allowed = {one["port"] for rule in egress["egress"] for one in rule["ports"]}
     defaults = [Settings.model_fields[name].default for name in ("broker_uri", "backend_uri")]
-    assert {53, *(urlsplit(uri).port for uri in defaults)} <= allowed
+    assert {53, SENTINEL_PORT, *(urlsplit(uri).port for uri in defaults)} <= allowed
+
+
+def test_the_brokers_nodes_have_the_settings_of_the_cluster_that_was_broken() -> None:
+    (spec,) = (one["spec"]["rabbitmq"] for one in of_kind("production", "RabbitmqCluster").values())
+    settings = set(spec["additionalConfig"].splitlines())
+    discovery = {line for line in cluster.SETTINGS if line.startswith("cluster_formation")}  # the operator's own
+    assert settings == {*cluster.SETTINGS} - discovery
+    assert spec["advancedConfig"].strip() == cluster.ADVANCED_SETTINGS.strip()
 
 
 def test_prometheus_reads_the_metrics_of_all_our_pods() -> None:
-    (spec,) = (monitor["spec"] for monitor in of_kind("production", "PodMonitor").values())
+    spec = of_kind("production", "PodMonitor")["churn"]["spec"]
     assert [one["port"] for one in spec["podMetricsEndpoints"]] == ["metrics"]
     for name in OURS:
         labels = pods("production")[name]["metadata"]["labels"]
         assert spec["selector"]["matchLabels"].items() <= labels.items()
         assert "metrics" in {port["name"] for port in container("production", name)["ports"]}
+
+
+def test_prometheus_reads_the_metrics_of_the_broker_that_the_alerts_need() -> None:
+    spec = of_kind("production", "PodMonitor")["rabbitmq"]["spec"]
+    (broker,) = of_kind("production", "RabbitmqCluster")
+    # The operator gives the pods these labels: the second has the name of the cluster.
+    assert spec["selector"]["matchLabels"] == {"app.kubernetes.io/component": "rabbitmq"}
+    assert spec["jobLabel"] == "app.kubernetes.io/name"
+    assert f'up{{job="{broker}"}}' in (ROOT / "deploy/monitoring/rules.yml").read_text()
 
 
 @pytest.mark.parametrize(

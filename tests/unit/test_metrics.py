@@ -56,7 +56,8 @@ def api_metrics() -> ApiMetrics:
         Counts(0, dict.fromkeys(STATES, 0), 0),
         StoreMemory(2_000_000, 512_000_000),
     )
-    metrics.add_service_state(lambda: ServiceState(counts, ["loaded", "loaded", "stuck"], [("churn", "v1")]))
+    state = ServiceState(counts, ["loaded", "loaded", "stuck"], {"churn": 2}, [("churn", "v1")])
+    metrics.add_service_state(lambda: state)
     return metrics
 
 
@@ -78,6 +79,7 @@ def test_the_service_wide_metrics_are_those_of_the_result_store() -> None:
     assert found.value("churn_batch_rows_accepted_total") == found.value("churn_waiting_batch_rows") == 0
     assert found.value("churn_workers", state="loaded") == 2
     assert found.value("churn_workers", state="stuck") == 1
+    assert found.value("churn_consuming_workers", queue="churn") == 2
     assert found.value("churn_model_info", name="churn", version="v1") == 1
     assert found.value("churn_result_store_memory_bytes") == 2_000_000
     assert found.value("churn_result_store_memory_limit_bytes") == 512_000_000
@@ -89,7 +91,7 @@ def test_memory_without_a_limit_or_without_info_has_no_gauge_of_it(
 ) -> None:
     counts = Counts(0, dict.fromkeys(STATES, 0), 0)
     metrics = create_api_metrics()
-    metrics.add_service_state(lambda: ServiceState(ServiceCounts(counts, counts, memory), [], []))
+    metrics.add_service_state(lambda: ServiceState(ServiceCounts(counts, counts, memory), [], {}, []))
     prefix = "churn_result_store_memory_"
     found = scraped(metrics)
     assert {name.removeprefix(prefix) for name in found.families if name.startswith(prefix)} == expected
@@ -111,7 +113,7 @@ def test_many_models_add_a_bounded_number_of_series() -> None:
     counts = Counts(0, dict.fromkeys(STATES, 0), 0)
     metrics = create_api_metrics()
     models = [("churn", str(number)) for number in range(1000)]
-    metrics.add_service_state(lambda: ServiceState(ServiceCounts(counts, counts), [], models))
+    metrics.add_service_state(lambda: ServiceState(ServiceCounts(counts, counts), [], {}, models))
     assert scraped(metrics).text.count("churn_model_info{") == 10
 
 
