@@ -39,14 +39,14 @@ def need_chromium() -> None:
 
 
 def need_commit(commit: str) -> None:
-    """Skip a test that runs an older commit, without git or without the history; fail it in CI."""
+    """Skip a test that runs an older commit, without git or without the history; the workflow fetches all of it."""
     command = ["git", "-C", str(ROOT), "rev-parse", "--verify", f"{commit}^{{commit}}"]
     if not shutil.which("git") or subprocess.run(command, check=False, capture_output=True).returncode:
-        skip(f"no commit {commit} here: a clone with the whole history has it (git fetch --unshallow)")
+        pytest.skip(f"no commit {commit} here: a clone with the whole history has it (git fetch --unshallow)")
 
 
 def skip(reason: str) -> None:
-    """Skip a test whose surroundings lack something; fail it in CI."""
+    """Skip a test for a missing program; fail it in CI."""
     if os.environ.get("REQUIRE_SERVICES") == "1":
         pytest.fail(reason)
     pytest.skip(reason)

@@ -34,8 +34,8 @@ from tests.harness.processes import ROOT, Process, free_port, until
 from tests.harness.servers import Servers
 from tests.harness.service import Client, Service
 
-RELEASE, RECENT = "6c5fb51", "HEAD~6"
-"""The last release, 0.1.0, and a recent commit, because some services are upgraded from commit to commit."""
+RELEASE, RECENT = "6c5fb51", "785924b"
+"""The last release, 0.1.0, and a commit before 0.2.0: some services are upgraded from commit to commit."""
 
 PER_SECOND = 20
 PER_CUSTOMER_S = 0.002  # so that a batch is in progress at most times
