@@ -168,7 +168,7 @@ def create_app(settings: Settings) -> FastAPI:
         telemetry=TelemetryConfig(
             tracing=tracing is not None,
             tracer_provider=tracing.provider if tracing else None,
-            exclude=is_probe,
+            exclude=lambda scope: is_probe(scope) or (tracing is not None and tracing.is_full),
             operation_spans=False,
             metrics=False,
             logs=False,
