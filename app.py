@@ -6,6 +6,10 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
+from celery_task_app.settings import Settings, settings
+
+# isort: split
+# FastAPI cannot be imported if OTEL_PROPAGATORS has an unknown name; the settings refuse it in a sentence.
 from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
 
@@ -40,7 +44,6 @@ from celery_task_app.observability.exporter import MetricsServer
 from celery_task_app.observability.logs import configure_logging
 from celery_task_app.observability.metrics import ApiMetrics
 from celery_task_app.observability.tracing import Tracing
-from celery_task_app.settings import Settings, settings
 from celery_task_app.store.batches import AsyncBatchStore, BatchStore
 from celery_task_app.store.connection import connect, connect_async
 from celery_task_app.store.counts import AsyncCountReader
