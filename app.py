@@ -67,7 +67,7 @@ async def _lifespan(
             server = MetricsServer(metrics.registry, settings.metrics_host, settings.metrics_port)
             stack.callback(server.close)
         if tracing:
-            tracing.start()
+            tracing.start(settings.span_queue_size)
             stack.push_async_callback(asyncio.to_thread, tracing.stop)  # after the services, which end spans
         app.state.services = services = _create_services(settings, metrics, tracing, stack)
         if settings.metrics_port:

@@ -165,6 +165,11 @@ class Settings(BaseSettings):
         exporter = os.environ.get("OTEL_TRACES_EXPORTER", "").strip()
         return exporter != "none" and any(map(os.environ.get, _OF_TRACES))
 
+    @property
+    def span_queue_size(self) -> int:
+        """Spans that wait for the collector at most, in each process."""
+        return int(os.environ.get(_QUEUE_SIZE) or 2048)
+
     @model_validator(mode="after")
     def _refuse_traces_that_cannot_be_exported(self) -> "Settings":
         if not self.is_tracing_on:
@@ -195,9 +200,8 @@ class Settings(BaseSettings):
         for name in _NUMBERS_OF_TRACES:
             if not ((text := os.environ.get(name) or "1").isdecimal() and int(text)):
                 raise ValueError(f"{name} must be a whole number from 1, or unset")
-        batch, queue = int(os.environ.get(_BATCH_SIZE) or 512), int(os.environ.get(_QUEUE_SIZE) or 2048)
-        if batch > queue:
-            raise ValueError(f"{_BATCH_SIZE} ({batch}) must not be above {_QUEUE_SIZE} ({queue})")
+        if (batch := int(os.environ.get(_BATCH_SIZE) or 512)) > self.span_queue_size:
+            raise ValueError(f"{_BATCH_SIZE} ({batch}) must not be above {_QUEUE_SIZE} ({self.span_queue_size})")
         if (os.environ.get("OTEL_TRACES_SAMPLER") or "always_on").lower() not in _SAMPLERS:
             raise ValueError(f"OTEL_TRACES_SAMPLER must be one of {', '.join(_SAMPLERS)}")
         if not _is_share(os.environ.get("OTEL_TRACES_SAMPLER_ARG") or "1"):

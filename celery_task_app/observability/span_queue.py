@@ -1,19 +1,16 @@
 """The spans that wait for the collector. It imports the SDK of OpenTelemetry, so only `Tracing.start` imports it."""
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Sequence
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.environment_variables import OTEL_BSP_MAX_QUEUE_SIZE
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
 
 logger = logging.getLogger(__name__)
 
-_DEFAULT_SIZE = 2048  # the SDK's
 _LOG_EVERY_S = 60
 
 
@@ -27,16 +24,19 @@ class SpanQueue(BatchSpanProcessor):
         is_full: whether a span that ends now is dropped; a process then starts none.
     """
 
-    def __init__(self) -> None:
-        """Start the thread that exports; the SDK reads its variables OTEL_*."""
-        self._size = int(os.environ.get(OTEL_BSP_MAX_QUEUE_SIZE) or _DEFAULT_SIZE)
-        self._limit = self._size
+    def __init__(self, size: int) -> None:
+        """Start the thread that exports; the SDK reads its other variables OTEL_*.
+
+        Args:
+            size: spans that wait at most.
+        """
+        self._size = self._limit = size
         self._waiting = 0
         self._unanswered_since: float | None = None
         self._logged_at = -float("inf")
         self._lock = threading.Lock()
         self.is_full = False
-        super().__init__(_Exporter(self), max_queue_size=self._size)
+        super().__init__(_Exporter(self), max_queue_size=size)
 
     @property
     def unanswered_s(self) -> float:

@@ -58,11 +58,11 @@ class Tracing:
         self._system = "rabbitmq" if broker_uri.startswith("amqp") else "redis"
         self._queue: SpanQueue | None = None
 
-    def start(self) -> None:
-        """Start the thread that exports the spans."""
+    def start(self, queue_size: int) -> None:
+        """Start the thread that exports the spans, of which so many may wait."""
         from celery_task_app.observability.span_queue import SpanQueue  # noqa: PLC0415 - it imports the SDK
 
-        self._queue = SpanQueue()
+        self._queue = SpanQueue(queue_size)
         self.provider.add_span_processor(self._queue)
 
     @property

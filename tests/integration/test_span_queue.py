@@ -19,8 +19,7 @@ TRACEPARENT = Context("1" * 32, "2" * 16).traceparent
 def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
     """A collector, and the variables of a process that exports to it from a short queue."""
     with running_collector() as running:
-        sizes = {"OTEL_BSP_MAX_QUEUE_SIZE": str(QUEUE), "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": str(BATCH)}
-        for name, value in {**running.env, **sizes}.items():
+        for name, value in {**running.env, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": str(BATCH)}.items():
             monkeypatch.setenv(name, value)
         yield running
 
@@ -29,7 +28,7 @@ def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
 def tracing(collector: Collector) -> Iterator[Tracing]:
     """The traces of this process, which are exported."""
     created = Tracing("churn-test", "amqp://localhost//")
-    created.start()
+    created.start(QUEUE)
     yield created
     collector.answers.set()
     created.stop()
