@@ -6,6 +6,10 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
+from celery_task_app.settings import Settings, settings
+
+# isort: split
+# FastAPI cannot be imported if OTEL_PROPAGATORS has an unknown name; the settings refuse it in a sentence.
 from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
 
@@ -40,7 +44,6 @@ from celery_task_app.observability.exporter import MetricsServer
 from celery_task_app.observability.logs import configure_logging
 from celery_task_app.observability.metrics import VERSION, ApiMetrics
 from celery_task_app.observability.tracing import Tracing
-from celery_task_app.settings import Settings, settings
 from celery_task_app.store.batches import AsyncBatchStore, BatchStore
 from celery_task_app.store.connection import connect, connect_async
 from celery_task_app.store.counts import AsyncCountReader
@@ -64,7 +67,7 @@ async def _lifespan(
             server = MetricsServer(metrics.registry, settings.metrics_host, settings.metrics_port)
             stack.callback(server.close)
         if tracing:
-            tracing.start()
+            tracing.start(settings.span_queue_size)
             stack.push_async_callback(asyncio.to_thread, tracing.stop)  # after the services, which end spans
         app.state.services = services = _create_services(settings, metrics, tracing, stack)
         if settings.metrics_port:
@@ -170,7 +173,7 @@ def create_app(settings: Settings) -> FastAPI:
         telemetry=TelemetryConfig(
             tracing=tracing is not None,
             tracer_provider=tracing.provider if tracing else None,
-            exclude=is_probe,
+            exclude=lambda scope: is_probe(scope) or (tracing is not None and tracing.is_full),
             operation_spans=False,
             metrics=False,
             logs=False,

@@ -1,17 +1,19 @@
 """The cost of traces, by the share of requests that are traced: `python -m benchmarks.tracing`.
 
 A service on servers of its own runs for each case; one of them at a time is loaded, in turn. A figure is the median of
-the rounds. The collector answers at once and keeps nothing; it shares the cores. The hanging one accepts a connection,
-and never answers.
+the rounds. At the end each service is stopped once. The collector answers at once and keeps nothing; it shares the
+cores. The hanging one accepts a connection, and never answers.
 """
 
 import argparse
 import contextlib
 import socket
 import tempfile
+import time
 from pathlib import Path
 
 from benchmarks import stand
+from tests.harness.processes import Process
 from tests.harness.stub import running_stub
 
 OFF = "off"
@@ -29,6 +31,13 @@ def environments(collector: str, hanging: str) -> dict[str, dict[str, str]]:
     }
 
 
+def stop_s(process: Process) -> float:
+    """Stop a process, and return the seconds that it took."""
+    started = time.monotonic()
+    process.stop()
+    return time.monotonic() - started
+
+
 def main() -> None:
     """Print a row for each case and number of clients; the ratios are to the service without traces."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -43,13 +52,15 @@ def main() -> None:
         collector.status, collector.body = 200, ""
         hanging = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         cases = environments(collector.url, f"http://127.0.0.1:{hanging.getsockname()[1]}")
-        subjects = []
+        subjects, services = [], []
         for number, (name, env) in enumerate(cases.items()):
             service = stack.enter_context(stand.service_on(options.servers, folder / str(number), **env))
+            services.append(service)
             subjects.append(stand.Subject(name, service.url, stand.processes_of(service), can_freeze=False))
         for subject in subjects:  # the first predictions of a service take longer
             stand.run_load(subject, 32, "--requests", "1000")
         medians = stand.measure_alternating(subjects, options.clients, options.rounds, options.seconds)
+        stops = [(stop_s(service.api), stop_s(service.worker)) for service in services]
     print(f"{stand.describe_machine()}, shared with the clients; {stand.SERVERS[options.servers]}\n")
     print("| clients | traces | predictions/s | ratio | p99 ms | ratio | CPU ms of the API | of the worker |")
     print("|---|---|---|---|---|---|---|---|")
@@ -59,6 +70,9 @@ def main() -> None:
         times = f"{figures.p99_ms:.1f} | {figures.p99_ms / base.p99_ms:.2f}"
         costs = f"{figures.cpu_ms['API']:.3f} | {figures.cpu_ms['worker']:.3f}"
         print(f"| {figures.clients} | {figures.subject} | {rates} | {times} | {costs} |")
+    print("\n| traces | stop of the API, s | of the worker |\n|---|---|---|")
+    for name, (api, worker) in zip(cases, stops, strict=True):
+        print(f"| {name} | {api:.1f} | {worker:.1f} |")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 from collections.abc import Collection, Sequence
+from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +39,9 @@ _OF_CELERY = {
 _OF_TRACES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_TRACES_EXPORTER")
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL")
 _HEADERS = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS")
+_BATCH_SIZE, _QUEUE_SIZE = "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "OTEL_BSP_MAX_QUEUE_SIZE"
+_NUMBERS_OF_TRACES = ("OTEL_BSP_SCHEDULE_DELAY", "OTEL_BSP_EXPORT_TIMEOUT", _BATCH_SIZE, _QUEUE_SIZE)
+_SAMPLERS = [start + end for start in ("parentbased_", "") for end in ("always_on", "always_off", "traceidratio")]
 _TRACING_PACKAGES = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
 
 
@@ -161,6 +165,11 @@ class Settings(BaseSettings):
         exporter = os.environ.get("OTEL_TRACES_EXPORTER", "").strip()
         return exporter != "none" and any(map(os.environ.get, _OF_TRACES))
 
+    @property
+    def span_queue_size(self) -> int:
+        """Spans that wait for the collector at most, in each process."""
+        return int(os.environ.get(_QUEUE_SIZE) or 2048)
+
     @model_validator(mode="after")
     def _refuse_traces_that_cannot_be_exported(self) -> "Settings":
         if not self.is_tracing_on:
@@ -179,6 +188,24 @@ class Settings(BaseSettings):
                 f"{next(filter(os.environ.get, _OF_TRACES))} asks for traces, and {missing[0]} is not installed: "
                 "pip install --no-deps --require-hashes -r requirements/tracing.txt"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_traces_that_cannot_be_created(self) -> "Settings":
+        """Name the variable; the SDK would stop with a traceback, or trace every request."""
+        if unknown := _unknown_propagators():  # FastAPI reads it without traces too
+            raise ValueError(f"OTEL_PROPAGATORS has {unknown[0]!r}, which is not installed: use tracecontext, baggage")
+        if not self.is_tracing_on:
+            return self
+        for name in _NUMBERS_OF_TRACES:
+            if not ((text := os.environ.get(name) or "1").isdecimal() and int(text)):
+                raise ValueError(f"{name} must be a whole number from 1, or unset")
+        if (batch := int(os.environ.get(_BATCH_SIZE) or 512)) > self.span_queue_size:
+            raise ValueError(f"{_BATCH_SIZE} ({batch}) must not be above {_QUEUE_SIZE} ({self.span_queue_size})")
+        if (os.environ.get("OTEL_TRACES_SAMPLER") or "always_on").lower() not in _SAMPLERS:
+            raise ValueError(f"OTEL_TRACES_SAMPLER must be one of {', '.join(_SAMPLERS)}")
+        if not _is_share(os.environ.get("OTEL_TRACES_SAMPLER_ARG") or "1"):
+            raise ValueError("OTEL_TRACES_SAMPLER_ARG must be a number from 0 to 1")
         return self
 
     @field_validator("broker_uri")
@@ -211,6 +238,19 @@ class Settings(BaseSettings):
             if digest.strip().lower() == _EMPTY_DIGEST:
                 raise ValueError("it has the digest of an empty key: was the key file empty?")
         return text
+
+
+def _unknown_propagators() -> list[str]:
+    """Return the names in OTEL_PROPAGATORS that no installed package has; FastAPI cannot be imported with one."""
+    names = [name.strip() for name in (os.environ.get("OTEL_PROPAGATORS") or "none").split(",")]
+    return [name for name in names if name != "none" and not entry_points(group="opentelemetry_propagator", name=name)]
+
+
+def _is_share(text: str) -> bool:
+    try:
+        return 0 <= float(text) <= 1
+    except ValueError:
+        return False
 
 
 def _is_installed(module: str) -> bool:

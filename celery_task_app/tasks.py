@@ -285,7 +285,7 @@ def _start_tracing(**_: object) -> None:
     """Create the traces after the fork, which the SDK's thread and locks would not survive."""
     if settings.is_tracing_on:
         PredictTask.tracing = Tracing("churn-worker", settings.broker_uri)
-        PredictTask.tracing.start()
+        PredictTask.tracing.start(settings.span_queue_size)
 
 
 @worker_process_shutdown.connect

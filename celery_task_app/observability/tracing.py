@@ -8,7 +8,7 @@ customer's values.
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
 from opentelemetry.trace import (
@@ -25,6 +25,9 @@ from opentelemetry.trace import (
 from celery_task_app.messaging.messages import Message
 from celery_task_app.observability.logs import stack_of
 from celery_task_app.observability.metrics import VERSION
+
+if TYPE_CHECKING:
+    from celery_task_app.observability.span_queue import SpanQueue
 
 ID = "churn.id"
 """The attribute with the id of a prediction or a batch: of the span that accepts it, and of each link to that span."""
@@ -53,19 +56,26 @@ class Tracing:
         self.provider = TracerProvider(resource=resource, span_limits=limits, shutdown_on_exit=False)
         self._tracer = self.provider.get_tracer("churn", VERSION)
         self._system = "rabbitmq" if broker_uri.startswith("amqp") else "redis"
+        self._queue: SpanQueue | None = None
 
-    def start(self) -> None:
-        """Start the thread that exports the spans. It drops spans while the collector does not answer."""
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 - as above
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
+    def start(self, queue_size: int) -> None:
+        """Start the thread that exports the spans, of which so many may wait."""
+        from celery_task_app.observability.span_queue import SpanQueue  # noqa: PLC0415 - it imports the SDK
 
-        self.provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        self._queue = SpanQueue(queue_size)
+        self.provider.add_span_processor(self._queue)
 
-    def stop(self, within_s: float = STOP_WITHIN_S) -> None:
-        """Export the last spans; give up after some seconds. The SDK itself waits for up to 30 s."""
+    @property
+    def is_full(self) -> bool:
+        """Whether the collector is so late that no span can wait for it; then none is started."""
+        return self._queue is not None and self._queue.is_full
+
+    def stop(self) -> None:
+        """Export the last spans; give up once the collector has not answered for some seconds. The SDK waits 30 s."""
         thread = threading.Thread(target=self.provider.shutdown, name="traces", daemon=True)
+        waited_s = self._queue.unanswered_s if self._queue else 0
         thread.start()
-        thread.join(within_s)
+        thread.join(max(0, STOP_WITHIN_S - waited_s))
 
     def publishing(self, message: Message[Any], customers: int) -> AbstractContextManager[Span]:
         """Trace the publication of a message with some customers."""
@@ -89,9 +99,8 @@ class Tracing:
 
         So the spans of a message are sampled if one of its requests is.
         """
-        links = [
-            Link(context, {ID: id_}) for id_, text in message.traceparents.items() if (context := _parse(text)).is_valid
-        ]
+        traceparents = {} if self.is_full else message.traceparents
+        links = [Link(context, {ID: id_}) for id_, text in traceparents.items() if (context := _parse(text)).is_valid]
         if not links:
             yield INVALID_SPAN
             return

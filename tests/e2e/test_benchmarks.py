@@ -46,10 +46,8 @@ def test_each_stage_has_a_row() -> None:
 
 
 def test_the_cost_of_traces_has_a_row_for_each_case() -> None:
+    cases = ["off", "1 %", "all", "all, hanging collector"]
     output = run("tracing", "--clients", "4", "--rounds", "1", "--seconds", "0.5")
-    assert [line.split(" | ")[1] for line in output.splitlines() if line.startswith("| 4 |")] == [
-        "off",
-        "1 %",
-        "all",
-        "all, hanging collector",
-    ]
+    assert [line.split(" | ")[1] for line in output.splitlines() if line.startswith("| 4 |")] == cases
+    stops = output.partition("| stop of the API")[2].splitlines()[2:]
+    assert [line.removeprefix("| ").split(" | ")[0] for line in stops] == cases

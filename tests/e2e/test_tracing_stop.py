@@ -10,6 +10,7 @@ import pytest
 
 from celery_task_app.observability.tracing import STOP_WITHIN_S
 from tests.harness.collector import CONSUMER, PRODUCER, SERVER, Collector
+from tests.harness.processes import until
 from tests.harness.servers import Servers
 from tests.harness.service import Service, running_service
 
@@ -42,6 +43,31 @@ def test_a_collector_that_hangs_changes_no_answer_and_delays_a_stop_by_its_limit
                 started = time.monotonic()
                 assert process.stop() == 0
                 assert time.monotonic() - started < STOP_WITHIN_S + 5
+
+
+def test_requests_are_not_traced_while_a_collector_hangs_and_are_traced_once_it_answers(
+    servers: Servers, collector: Collector, customer: Customer, tmp_path: Path
+) -> None:
+    queue, batch, sent = 8, 2, 50
+    sizes = {"OTEL_BSP_MAX_QUEUE_SIZE": str(queue), "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": str(batch)}
+    with running_service(servers, tmp_path, **collector.env, **sizes) as service:
+        collector.received.clear()
+        collector.answers.clear()
+        assert all(service.ended(task_id).ok for task_id in [service.predict(customer) for _ in range(sent)])
+        accepted = [line for line in service.api.text().splitlines() if "method=POST" in line]
+        traced = [line for line in accepted if "trace_id=" in line]
+        assert len(accepted) == sent
+        assert 0 < len(traced) <= queue + batch + 1  # the last one was in progress when the queue was full
+        assert service.api.text().count("spans are dropped") == 1
+        collector.answers.set()
+
+        def is_traced() -> bool:
+            contexts = {span.context for span in collector.spans(SERVER) if span.attributes.get("churn.id") == last}
+            return any(contexts & set(span.links) for span in collector.spans(CONSUMER))
+
+        until(lambda: collector.spans(SERVER))
+        last = service.predict(customer)
+        until(is_traced)
 
 
 # redis-py imports the SDK's metrics if they are installed, and uses none of them.

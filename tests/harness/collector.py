@@ -4,6 +4,7 @@ import contextlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -47,11 +48,22 @@ class Span:
 
 
 class Collector(ThreadingHTTPServer):
-    """The collector, and all that it has received."""
+    """The collector, and all that it has received.
+
+    Attributes:
+        asked: number of exports, also of those that it has not answered.
+        answers: set. While a test clears it, the collector hangs: it accepts connections, and answers no export.
+        status: of its answers; it keeps the spans only with 200 OK.
+    """
+
+    asked = 0
+    status = HTTPStatus.OK
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Receiver)
         self.received: list[ExportTraceServiceRequest] = []
+        self.answers = threading.Event()
+        self.answers.set()
 
     @property
     def env(self) -> dict[str, str]:
@@ -101,8 +113,11 @@ class _Receiver(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.received.append(ExportTraceServiceRequest.FromString(body))
-        self.send_response(200)
+        self.server.asked += 1
+        self.server.answers.wait()
+        if self.server.status == HTTPStatus.OK:
+            self.server.received.append(ExportTraceServiceRequest.FromString(body))
+        self.send_response(self.server.status)
         self.send_header("Content-Length", "0")
         self.end_headers()
 
@@ -119,5 +134,6 @@ def running_collector() -> Iterator[Collector]:
         try:
             yield collector
         finally:
+            collector.answers.set()
             collector.shutdown()
             thread.join()

