@@ -175,12 +175,30 @@ class Cluster(Servers):
         until(leads, within_s=60, every_s=0.5)
 
     def is_whole(self) -> bool:
-        """Tell whether every node accepts clients and each queue has all its replicas."""
+        """Tell whether every node accepts clients, each queue has all its replicas, and they have all messages.
+
+        A replica whose node has just returned is online, but may get no messages for some seconds more. If another
+        node fails then, RabbitMQ has no majority that confirms.
+        """
         if len(self.well()) < NODES:
             return False
         online = "length(proplists:get_value(online, rabbit_quorum_queue:info(Queue, [online])))"
         fewest = self._evaluate(f"lists:min([{online} || Queue <- rabbit_amqqueue:list()])")
-        return fewest == f"{{ok, {NODES}}}"
+        if fewest != f"{{ok, {NODES}}}":
+            return False
+        written = self._indexes("Log Index")
+        committed = self._indexes("Commit Index")
+        return len(written) == len(committed) == NODES and min(committed) >= max(written)
+
+    def _indexes(self, name: str) -> list[int]:
+        """Return this index of each replica of the queue of predictions."""
+        status = f'rabbit_quorum_queue:status(<<"/">>, <<"{PREDICTIONS.name}">>)'
+        return [
+            int(found)
+            for found in re.findall(
+                r"\d+", self._evaluate(f'[proplists:get_value(<<"{name}">>, Replica) || Replica <- {status}]')
+            )
+        ]
 
     def node_of(self, process: Process) -> Node:
         """Return the node that a process of the service is connected to; wait for a connection."""
