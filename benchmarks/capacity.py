@@ -40,6 +40,7 @@ from benchmarks.capacity_model import (
     Wave,
     closed,
     fit,
+    fit_crowd,
     opened,
 )
 from celery_task_app.settings import Settings
@@ -48,7 +49,7 @@ from tests.harness.processes import ROOT
 STACKS = ((1, 1), (1, 2), (1, 4), (2, 1), (2, 2), (2, 4))
 """API processes and workers of each measured stack."""
 
-FEW, MANY = 1, 64
+FEW, MANY, MOST = CALIBRATION = 1, 64, 512
 """Clients of the loads that give the parameters; with one API process and one worker."""
 
 CLOSE = 0.2
@@ -84,10 +85,12 @@ class Measured:
         return next(one for one in self.loads if (one.apis, one.workers, one.clients) == (apis, workers, clients))
 
 
-def measure(servers: str, clients: Sequence[int], stacks: Sequence[tuple[int, int]], seconds: float) -> Measured:
+def measure(
+    servers: str, clients: Sequence[int], stacks: Sequence[tuple[int, int]], rounds: int, seconds: float
+) -> Measured:
     """Measure everything."""
-    loads = measure_loads(servers, [(1, 1)], sorted({FEW, MANY, *clients}), seconds)
-    loads += measure_loads(servers, [one for one in stacks if one != (1, 1)], clients, seconds)
+    loads = measure_loads(servers, [(1, 1)], sorted({*CALIBRATION, *clients}), rounds, seconds)
+    loads += measure_loads(servers, [one for one in stacks if one != (1, 1)], clients, rounds, seconds)
     limits, subscriber_ms = measure_limits(servers, seconds)
     return Measured(
         stand.describe_machine(),
@@ -112,11 +115,13 @@ def read(path: Path) -> Measured:
 
 
 def calibrate(measured: Measured) -> Parameters:
-    """Return the parameters of the model, from the loads FEW and MANY of one API process and one worker."""
+    """Return the parameters of the model, from the loads CALIBRATION of one API process and one worker."""
     few, many = measured.load(1, 1, FEW), measured.load(1, 1, MANY)
     sizes = few.message_customers, many.message_customers
     costs = {part: fit((sizes[0], few.cpu_ms[part]), (sizes[1], many.cpu_ms[part])) for part in PARTS}
-    parameters = Parameters(costs, measured.foreign)
+    loads = [measured.load(1, 1, clients) for clients in CALIBRATION]
+    costs["loop"], crowd_ms = fit_crowd([(one.message_customers, one.clients, one.cpu_ms["loop"]) for one in loads])
+    parameters = Parameters(costs, measured.foreign, crowd_ms=crowd_ms)
     stack = Stack(shared_cores=measured.cores)
     missing_ms = few.p50_ms - closed(parameters, stack, FEW).p50_ms
     parameters = replace(parameters, delay_s=max(0.0, missing_ms) / 1000)
@@ -139,7 +144,7 @@ class Checked:
     @property
     def is_calibration(self) -> bool:
         """Whether the parameters come from this load."""
-        return (self.load.apis, self.load.workers) == (1, 1) and self.load.clients in (FEW, MANY)
+        return (self.load.apis, self.load.workers) == (1, 1) and self.load.clients in CALIBRATION
 
     @property
     def ratios(self) -> tuple[float, ...]:
@@ -407,8 +412,8 @@ class Case:
         pod_hours = (sum(wave.apis) + sum(wave.workers)) * wave.step_s / 3600
         return (
             f"| {self.name} | {min(wave.apis)}, {max(wave.apis)} | {min(wave.workers)}, {max(wave.workers)} | "
-            f"{max(wave.waiting):,.0f} | {wave.mean_wait_s:.1f} s, {max(wave.waits_s()):.1f} s | "
-            f"{100 * wave.refused_share:.1f} % | {pod_hours:.1f} |"
+            f"{max(wave.waiting):,.0f} | {wave.mean_wait_s:.1f} s; {max(wave.waits_s()):.1f} s | "
+            f"{100 * wave.refused_share:.0f} % | {pod_hours:.1f} |"
         )
 
 
@@ -462,7 +467,8 @@ def run_cases(measured: Measured, cell: Size, rate_of_worker: float, pull_s: flo
 
 def format_cases(cases: Sequence[Case]) -> str:
     """Return the table of cases."""
-    names = "load", "API pods", "workers", "most waiting", "wait, mean and most", "refused", "pod-hours"
+    names = ["load", "API pods, least and most", "workers", "most waiting", "wait at the busiest time, mean; most"]
+    names += ["refused at the busiest time", "pod-hours"]
     return "\n".join([*header(*names), *(case.row() for case in cases)])
 
 
@@ -538,9 +544,11 @@ def answer(measured: Measured, options: argparse.Namespace) -> None:
     shown: Mapping[str, Cost] = {**parameters.costs, "completion of another API process": parameters.foreign}
     for part, cost in shown.items():
         print(f"| {part} | {cost.message_ms:.3f} | {cost.customer_ms:.4f} |")
-    print(f"\nwithout CPU {1000 * parameters.delay_s:.2f} ms, spread {parameters.spread:.2f}, ", end="")
-    print(f"a further API process costs the store {1000 * measured.subscriber_ms:.1f} µs a message, ", end="")
-    print(f"a worker starts in {measured.start_s:.1f} s\n\nCheck\n")
+    print(f"\n- An open request costs the loop {1000 * parameters.crowd_ms:.2f} µs for each prediction.")
+    print(f"- A message takes {1000 * parameters.delay_s:.2f} ms without CPU. ", end="")
+    print(f"The spread of the times is {parameters.spread:.2f}.")
+    print(f"- A further API process costs the store {1000 * measured.subscriber_ms:.1f} µs a message.")
+    print(f"- A worker starts in {measured.start_s:.1f} s.\n\nCheck\n")
     checked = check(measured, parameters)
     print(format_check(checked), f"\n\nServers driven directly\n\n{format_limits(measured.limits)}", flush=True)
     cluster = of_cluster(measured, parameters)
@@ -565,8 +573,9 @@ def main() -> None:
     """Measure or read, check, and answer."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--servers", choices=stand.SERVERS, help="default: RabbitMQ + Redis if they are installed")
-    parser.add_argument("--clients", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 128, 256, 512])
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32, 128, 512])
     parser.add_argument("--stacks", type=int, nargs="+", help="1 1 2 4: with 1 API process and 1 worker, with 2 and 4")
+    parser.add_argument("--rounds", type=int, default=3, help="the round with the most predictions a second counts")
     parser.add_argument("--seconds", type=float, default=3, help="of each measurement")
     parser.add_argument("--from", dest="source", type=Path, help="measurements of an earlier run, as --out wrote them")
     parser.add_argument("--rates", type=int, nargs="+", default=CELL_RATES, help="predictions a second of one stack")
@@ -582,7 +591,7 @@ def main() -> None:
     stacks = list(zip(numbers[::2], numbers[1::2], strict=True))
     servers = stand.choose_servers(options.servers)
     print(f"{stand.describe_machine()}, shared with the clients; {stand.SERVERS[servers]}", file=sys.stderr)
-    answer(measure(servers, options.clients, stacks, options.seconds), options)
+    answer(measure(servers, options.clients, stacks, options.rounds, options.seconds), options)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import simpy
 
 PARTS = ("client", "loop", "publisher", "broker", "store", "consumer", "pool")
@@ -56,6 +57,20 @@ def fit(small: tuple[float, float], large: tuple[float, float]) -> Cost:
     return Cost(message_ms, max(0.0, cost_of_many - message_ms / many))
 
 
+def fit_crowd(points: Sequence[tuple[float, float, float]]) -> tuple[Cost, float]:
+    """Return the cost of the event loop, and its growth with the open requests of its process.
+
+    Args:
+        points: three times the customers in a message, the open requests, and CPU milliseconds for each prediction.
+
+    Returns:
+        The cost with no other request, and the further CPU milliseconds for each other open request.
+    """
+    rows = [[1 / size, 1, opened] for size, opened, _ in points]
+    message_ms, customer_ms, crowd_ms = map(float, np.linalg.solve(rows, [cost_ms for *_, cost_ms in points]))
+    return Cost(max(0.0, message_ms), max(0.0, customer_ms)), max(0.0, crowd_ms)
+
+
 @dataclass(frozen=True)
 class Parameters:
     """The measured parameters of the model.
@@ -65,12 +80,14 @@ class Parameters:
         foreign: of an API process, for a message of another API process: it reads each completion.
         delay_s: time of a message without CPU: disk, network and wake-ups. It is spent before the broker's confirm.
         spread: of the times of a step: the standard deviation of their logarithm.
+        crowd_ms: of the event loop, for a customer and each open request of its process: more memory is in use.
     """
 
     costs: Mapping[str, Cost]
     foreign: Cost = Cost(0, 0)
     delay_s: float = 0
     spread: float = 0
+    crowd_ms: float = 0
 
 
 @dataclass(frozen=True)
@@ -175,8 +192,14 @@ class Api:
         self.wake = env.event()
         self.pending: deque[Customer] = deque()
         self.arrived = env.event()
+        self.open = 0
         env.process(self.event_loop())
         env.process(self.publish())
+
+    @property
+    def customer_s(self) -> float:
+        """The CPU seconds of the event loop for a customer."""
+        return (self.service.costs["loop"].customer_ms + self.open * self.service.parameters.crowd_ms) / 1000
 
     def call(self, seconds: float, then: Callable[[], object] = lambda: None) -> None:
         """Let the event loop run a callback that takes this CPU time."""
@@ -209,7 +232,8 @@ class Api:
             if not self.arrived.triggered:
                 self.arrived.succeed()
 
-        self.call(self.service.costs["loop"].customer_ms / 1000 * 2 / 3, submit)
+        self.open += 1
+        self.call(self.customer_s * 2 / 3, submit)
 
     def publish(self) -> Steps:
         """Publish one message at a time: group commit, with Nagle's wait for the previous message."""
@@ -243,7 +267,7 @@ class Api:
         message.predicted.succeed()
         self.call(cost.message_ms / 2000)
         for customer in message.customers:
-            self.call(cost.customer_ms / 1000 / 3, partial(self.service.answer, customer, client))
+            self.call(self.customer_s / 3, partial(self.service.answer, customer, client))
             client = 0.0  # the load generator wakes up once for a message
 
 
@@ -314,6 +338,7 @@ class Service:
 
     def finish(self, customer: Customer) -> None:
         """Record the time of a prediction."""
+        self.apis[customer.api].open -= 1
         self.ended.append((customer.begun, self.env.now))
         customer.ended.succeed()
 
@@ -467,9 +492,16 @@ class Wave:
     ended: list[float] = field(default_factory=list)
 
     @property
+    def busiest(self) -> list[int]:
+        """The steps with the highest rate of arrivals."""
+        most = max(self.offered)
+        return [step for step, rate in enumerate(self.offered) if rate > 0.99 * most]
+
+    @property
     def refused_share(self) -> float:
-        """The share of customers that got 429 or 503."""
-        return 1 - sum(self.accepted) / sum(self.offered)
+        """The share of the customers that got 429 or 503 in the busiest steps."""
+        steps = self.busiest
+        return 1 - sum(self.accepted[step] for step in steps) / sum(self.offered[step] for step in steps)
 
     def waits_s(self) -> list[float]:
         """Return, for each step with accepted customers, the seconds until as many have ended as were accepted."""
@@ -484,8 +516,9 @@ class Wave:
 
     @property
     def mean_wait_s(self) -> float:
-        """The mean wait of an accepted customer."""
-        return sum(map(float.__mul__, self.waits_s(), self.accepted)) / sum(self.accepted)
+        """The mean wait of the customers that were accepted in the busiest steps."""
+        waits, steps = self.waits_s(), self.busiest
+        return sum(waits[step] * self.accepted[step] for step in steps) / sum(self.accepted[step] for step in steps)
 
 
 class Pods:

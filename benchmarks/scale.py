@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -92,6 +93,15 @@ def measure_batches(subject: stand.Subject, rows: int, seconds: float) -> stand.
     )
 
 
+def sum_by_part(figures: stand.Figures) -> stand.Figures:
+    """Return the figures with one cost for each part: `worker 1` and `worker 4` are `worker`."""
+    costs: dict[str, float] = {}
+    for name, cost_ms in figures.cpu_ms.items():
+        part = name.partition(" ")[0]
+        costs[part] = costs.get(part, 0) + cost_ms
+    return replace(figures, cpu_ms=costs)
+
+
 def measure_service(  # noqa: PLR0913, PLR0917 - one row of the plan
     servers: str, alone: str, apis: int, workers: int, clients: Sequence[int], rows: Sequence[int], seconds: float
 ) -> None:
@@ -102,20 +112,22 @@ def measure_service(  # noqa: PLR0913, PLR0917 - one row of the plan
         stand.service_on(servers, Path(folder) / "service", **settings) as running,
         contextlib.ExitStack() as stack,
     ):
-        others = []
+        parts = list(stand.processes_of(running).items())
         for number in range(1, workers):
             worker = Process(running.worker.command, running.folder / f"worker{number}.log", running.worker.env)
             stack.enter_context(worker.running())
             until(lambda log=worker: " ready." in log.text(), within_s=60)  # type: ignore[misc]
-            others.append(worker)
-        parts = [*stand.processes_of(running).items(), *(("worker", worker) for worker in others)]
-        subject, _ = stand.service_subjects(running)
+            parts.append(("worker", worker))
+        subject = stand.Subject(
+            "service", running.url, {f"{part} {number}": one for number, (part, one) in enumerate(parts)}
+        )
         with pinned(alone, parts):
             for count in clients:
-                one = stand.measure(subject, count, "--seconds", str(seconds))
+                one = sum_by_part(stand.measure(subject, count, "--seconds", str(seconds)))
                 print_row(alone, apis, workers, f"{count} client{'s'[: count - 1]}", one)
             for count in rows:
-                print_row(alone, apis, workers, f"batches of {count:,} rows", measure_batches(subject, count, seconds))
+                one = sum_by_part(measure_batches(subject, count, seconds))
+                print_row(alone, apis, workers, f"batches of {count:,} rows", one)
 
 
 def measure_synchronous(processes: int, clients: Sequence[int], seconds: float) -> None:

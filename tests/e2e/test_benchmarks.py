@@ -74,7 +74,7 @@ def test_the_capacity_model_is_checked_and_answers_and_can_use_its_figures_again
     options = ("--rates", "500", "--price-per-core-hour", "0.05", "--out", figures, "--images", str(tmp_path))
     output = run("capacity", "--clients", "4", "--stacks", "1", "1", "--seconds", "0.5", *options)
     checked = [line.split(" | ")[2] for line in output.splitlines() if line.startswith("| 1 | 1 |")]
-    assert checked == ["1 (calibration)", "4", "64 (calibration)"]
+    assert checked == ["1 (calibration)", "4", "64 (calibration)", "512 (calibration)"]
     assert "throughput: " in output
     assert len([line for line in output.splitlines() if line.startswith("| 1,000,000 |")]) == 1
     assert len(list(tmp_path.glob("*.png"))) == 3

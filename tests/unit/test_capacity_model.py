@@ -21,6 +21,7 @@ from benchmarks.capacity_model import (
     closed,
     desired_replicas,
     fit,
+    fit_crowd,
     opened,
 )
 from celery_task_app.settings import Settings
@@ -51,6 +52,12 @@ def test_two_measurements_give_the_cost_of_a_message_and_of_a_customer() -> None
     assert (cost.message_ms, cost.customer_ms) == pytest.approx((0.4, 0.1))
     assert cost.of_prediction_ms(10) == pytest.approx(0.14)
     assert cost.seconds(10) == pytest.approx(0.0014)
+
+
+def test_three_measurements_give_the_growth_with_open_requests() -> None:
+    points = [(size, opened, 0.4 / size + 0.1 + 0.001 * opened) for size, opened in ((1, 1), (30, 64), (150, 512))]
+    cost, crowd_ms = fit_crowd(points)
+    assert (cost.message_ms, cost.customer_ms, crowd_ms) == pytest.approx((0.4, 0.1, 0.001))
 
 
 def test_noise_gives_no_negative_cost() -> None:
