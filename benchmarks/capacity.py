@@ -114,7 +114,7 @@ def read(path: Path) -> Measured:
     return Measured(**values)
 
 
-def calibrate(measured: Measured) -> Parameters:
+def calibrate(measured: Measured, seconds: float) -> Parameters:
     """Return the parameters of the model, from the loads CALIBRATION of one API process and one worker."""
     few, many = measured.load(1, 1, FEW), measured.load(1, 1, MANY)
     sizes = few.message_customers, many.message_customers
@@ -123,12 +123,12 @@ def calibrate(measured: Measured) -> Parameters:
     costs["loop"], crowd_ms = fit_crowd([(one.message_customers, one.clients, one.cpu_ms["loop"]) for one in loads])
     parameters = Parameters(costs, measured.foreign, crowd_ms=crowd_ms)
     stack = Stack(shared_cores=measured.cores)
-    missing_ms = few.p50_ms - closed(parameters, stack, FEW).p50_ms
+    missing_ms = few.p50_ms - closed(parameters, stack, FEW, seconds).p50_ms
     parameters = replace(parameters, delay_s=max(0.0, missing_ms) / 1000)
     spreads = [number / 20 for number in range(21)]
 
     def error(spread: float) -> float:
-        outcome = closed(replace(parameters, spread=spread), stack, FEW)
+        outcome = closed(replace(parameters, spread=spread), stack, FEW, seconds)
         return abs(math.log(outcome.p99_ms / outcome.p50_ms * few.p50_ms / few.p99_ms))
 
     return replace(parameters, spread=min(spreads, key=error))
@@ -153,10 +153,10 @@ class Checked:
         return tuple(getattr(self.outcome, name) / getattr(self.load, name) for name in names)
 
 
-def check(measured: Measured, parameters: Parameters) -> list[Checked]:
-    """Simulate each measured load."""
+def check(measured: Measured, parameters: Parameters, seconds: float) -> list[Checked]:
+    """Simulate each measured load for as long as it was measured."""
     return [
-        Checked(one, closed(parameters, Stack(one.apis, one.workers, measured.cores), one.clients))
+        Checked(one, closed(parameters, Stack(one.apis, one.workers, measured.cores), one.clients, seconds))
         for one in measured.loads
     ]
 
@@ -537,7 +537,7 @@ def answer(measured: Measured, options: argparse.Namespace) -> None:
     report: dict[str, object] = {"date": datetime.now(UTC).date().isoformat(), "measured": asdict(measured)}
     if options.out:  # before the simulations, so that no fault there loses the measurements
         options.out.write_text(json.dumps(report, indent=1) + "\n")
-    parameters = calibrate(measured)
+    parameters = calibrate(measured, options.seconds)
     print(
         f"{measured.machine}; {measured.servers}\n\nParameters, CPU ms\n\n| part | message | customer |\n|---|---|---|"
     )
@@ -549,7 +549,7 @@ def answer(measured: Measured, options: argparse.Namespace) -> None:
     print(f"The spread of the times is {parameters.spread:.2f}.")
     print(f"- A further API process costs the store {1000 * measured.subscriber_ms:.1f} µs a message.")
     print(f"- A worker starts in {measured.start_s:.1f} s.\n\nCheck\n")
-    checked = check(measured, parameters)
+    checked = check(measured, parameters, options.seconds)
     print(format_check(checked), f"\n\nServers driven directly\n\n{format_limits(measured.limits)}", flush=True)
     cluster = of_cluster(measured, parameters)
     found = (size_stack(cluster, rate) for rate in options.rates)
@@ -576,7 +576,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32, 128, 512])
     parser.add_argument("--stacks", type=int, nargs="+", help="1 1 2 4: with 1 API process and 1 worker, with 2 and 4")
     parser.add_argument("--rounds", type=int, default=3, help="the round with the most predictions a second counts")
-    parser.add_argument("--seconds", type=float, default=3, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=3, help="of each measurement, and of its simulation")
     parser.add_argument("--from", dest="source", type=Path, help="measurements of an earlier run, as --out wrote them")
     parser.add_argument("--rates", type=int, nargs="+", default=CELL_RATES, help="predictions a second of one stack")
     parser.add_argument("--price-per-core-hour", type=float, help="of your cloud, in your currency")

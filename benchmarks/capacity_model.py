@@ -405,7 +405,7 @@ class Service:
         )
 
 
-def closed(parameters: Parameters, stack: Stack, clients: int, seconds: float = 3) -> Outcome:
+def closed(parameters: Parameters, stack: Stack, clients: int, seconds: float = 1) -> Outcome:
     """Simulate clients in a closed loop, as `benchmarks.load` has them."""
     service = Service(parameters, stack)
     service.closed_loop(clients)

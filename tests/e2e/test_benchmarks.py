@@ -71,8 +71,9 @@ def test_each_part_has_a_row_for_clients_and_for_rows() -> None:
 
 def test_the_capacity_model_is_checked_and_answers_and_can_use_its_figures_again(tmp_path: Path) -> None:
     figures = str(tmp_path / "capacity.json")
-    options = ("--rates", "500", "--price-per-core-hour", "0.05", "--out", figures, "--images", str(tmp_path))
-    output = run("capacity", "--clients", "4", "--stacks", "1", "1", "--seconds", "0.5", *options)
+    options = ["--seconds", "0.5", "--rates", "500", "--price-per-core-hour", "0.05"]
+    options += ["--out", figures, "--images", str(tmp_path)]
+    output = run("capacity", "--clients", "4", "--stacks", "1", "1", "--rounds", "1", *options)
     checked = [line.split(" | ")[2] for line in output.splitlines() if line.startswith("| 1 | 1 |")]
     assert checked == ["1 (calibration)", "4", "64 (calibration)", "512 (calibration)"]
     assert "throughput: " in output
