@@ -56,7 +56,7 @@ def test_the_cost_of_traces_has_a_row_for_each_case() -> None:
     assert [line.removeprefix("| ").split(" | ")[0] for line in stops] == cases
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+@pytest.mark.skipif(sys.platform != "linux" or len(os.sched_getaffinity(0)) < 2, reason="needs Linux and two cores")
 def test_each_part_has_a_row_for_clients_and_for_rows() -> None:
     output = run("scale", "--clients", "4", "--workers", "1", "--rows", "10", "--seconds", "0.5")
     rows = [line.split(" | ") for line in output.splitlines() if line.startswith(("| API |", "| worker |", "| sync"))]
