@@ -1,9 +1,12 @@
 """The benchmarks run, briefly and on the embedded Valkey. No test asserts a time."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from tests.harness.processes import ROOT
 
@@ -51,3 +54,30 @@ def test_the_cost_of_traces_has_a_row_for_each_case() -> None:
     assert [line.split(" | ")[1] for line in output.splitlines() if line.startswith("| 4 |")] == cases
     stops = output.partition("| stop of the API")[2].splitlines()[2:]
     assert [line.removeprefix("| ").split(" | ")[0] for line in stops] == cases
+
+
+@pytest.mark.skipif(sys.platform != "linux" or len(os.sched_getaffinity(0)) < 2, reason="needs Linux and two cores")
+def test_each_part_has_a_row_for_clients_and_for_rows() -> None:
+    output = run("scale", "--clients", "4", "--workers", "1", "--rows", "10", "--seconds", "0.5")
+    rows = [line.split(" | ") for line in output.splitlines() if line.startswith(("| API |", "| worker |", "| sync"))]
+    assert [(part.strip("| "), load) for part, _, _, load, *_ in rows] == [
+        ("API", "4 clients"),
+        ("API", "batches of 10 rows"),
+        ("worker", "4 clients"),
+        ("worker", "batches of 10 rows"),
+        ("synchronous app", "4 clients"),
+    ]
+
+
+def test_the_capacity_model_is_checked_and_answers_and_can_use_its_figures_again(tmp_path: Path) -> None:
+    figures = str(tmp_path / "capacity.json")
+    options = ["--seconds", "0.5", "--rates", "500", "--price-per-core-hour", "0.05"]
+    options += ["--out", figures, "--images", str(tmp_path)]
+    output = run("capacity", "--clients", "4", "--stacks", "1", "1", "--rounds", "1", *options)
+    checked = [line.split(" | ")[2] for line in output.splitlines() if line.startswith("| 1 | 1 |")]
+    assert checked == ["1 (calibration)", "4", "64 (calibration)", "512 (calibration)"]
+    assert "throughput: " in output
+    assert len([line for line in output.splitlines() if line.startswith("| 1,000,000 |")]) == 1
+    assert len(list(tmp_path.glob("*.png"))) == 3
+    again = run("capacity", "--from", figures, *options)
+    assert again == output
