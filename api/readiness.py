@@ -20,7 +20,7 @@ _KEEP_S = 1.0
 _PUBLISH_PERIOD_S = 20  # a third of the TTL of the schema
 _UP = "up"
 _SKEW_S = 1.0
-_COMPUTED_WITHIN_S = 2.0
+_COMPUTED_WITHIN_S = 1.0
 _QUEUES = {PredictionMessage.queue.name: "predictions", ChunkMessage.queue.name: "batches"}
 
 

@@ -82,7 +82,8 @@ def judge(looks: Sequence[Look], posts: Sequence[Post]) -> Verdict:
     for kind, group in itertools.groupby(windows, key=lambda window: window[2]):
         run = list(group)
         first = run[0][0]
-        free_s = first.detected_within_s if kind == "false ready" else 0
+        # The first look may be from before the fault: it holds until the next one.
+        free_s = max(look.detected_within_s for look, _, _ in run) if kind == "false ready" else 0
         counted = [window for window in run[FREE_LOOKS:] if kind and window[0].at - first.at >= free_s]
         seconds = sum(end - look.at for look, end, _ in counted)
         if kind == "false ready":
