@@ -56,7 +56,9 @@ def test_a_refusal_for_overload_says_nothing_about_readiness() -> None:
 
 
 def test_the_time_to_detect_a_fault_does_not_count() -> None:
-    assert judge(looks(is_ready=True, detected_within_s=6), REFUSED).false_ready_s == LOOKS - 1 - 6
+    during = looks(is_ready=True, detected_within_s=6)
+    assert judge(during, REFUSED).false_ready_s == LOOKS - 1 - 6
+    assert judge([Look(0, is_ready=True), *during[1:]], REFUSED).false_ready_s == LOOKS - 1 - 6  # the fault began later
     assert judge(looks(is_ready=False, detected_within_s=6), computed_after(0.1)).false_alarm_s == LOOKS - 3
 
 
