@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from celery_task_app.errors import ResultStoreUnavailable
-from celery_task_app.store.connection import AsyncStoreClient
+from celery_task_app.store.connection import AsyncStoreClient, end_task
 from celery_task_app.store.predictions import (
     COMPLETIONS,
     AsyncPredictionStore,
@@ -26,7 +26,6 @@ logger = logging.getLogger(__name__)
 _RECONNECT_PAUSE_S = 0.5
 _PING_AFTER_S = 1
 _LOST_AFTER_S = 3  # without a message or an answer to a ping: the network has dropped the connection silently
-_CANCEL_AGAIN_S = 0.1
 
 Completion = asyncio.Future[StoredPrediction | None]
 """The terminal state of an awaited prediction; None if this process stops first."""
@@ -109,9 +108,7 @@ class CompletionListener:
     async def close(self) -> None:
         """Release all waiters, and stop to listen."""
         self.release()
-        while not self._listening.done():  # redis-py may swallow a cancellation while it connects
-            self._listening.cancel()
-            await asyncio.wait({self._listening}, timeout=_CANCEL_AGAIN_S)
+        await end_task(self._listening)
 
     async def _listen(self) -> None:
         is_loss_logged = False

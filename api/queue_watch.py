@@ -17,7 +17,7 @@ from typing import Any
 from api.worker_models import list_workers
 from celery_task_app.errors import ResultStoreUnavailable
 from celery_task_app.ml.schema import parse_schema
-from celery_task_app.store.connection import AsyncStoreClient
+from celery_task_app.store.connection import AsyncStoreClient, end_task
 from celery_task_app.store.counts import AsyncCountReader, Counts, ServiceCounts
 from celery_task_app.store.worker_status import WorkerStatus
 
@@ -147,8 +147,7 @@ class QueueWatch:
     async def close(self) -> None:
         """End a reading, and close the connections."""
         if self._reading:
-            self._reading.cancel()
-            await asyncio.wait({self._reading})
+            await end_task(self._reading)
         await self._counts.close()
         await self._store.aclose()
 

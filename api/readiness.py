@@ -11,7 +11,7 @@ from celery_task_app.errors import BrokerUnavailable, ResultStoreUnavailable
 from celery_task_app.messaging.messages import ChunkMessage, PredictionMessage
 from celery_task_app.messaging.publisher import QueueCounts, probe_broker
 from celery_task_app.ml.schema import parse_schema
-from celery_task_app.store.connection import AsyncStoreClient
+from celery_task_app.store.connection import AsyncStoreClient, end_task
 from celery_task_app.store.customer_schema import publish_customer_schema
 from celery_task_app.store.worker_status import WorkerStatus, can_predict
 
@@ -130,9 +130,9 @@ class ReadinessCheck:
 
     async def close(self) -> None:
         """End a check that runs, and close the connections."""
-        self._publishing.cancel()
+        await end_task(self._publishing)
         if self._check:
-            self._check.cancel()
+            await end_task(self._check)
         await self._store.aclose()
 
     async def _publish_schema(self) -> None:

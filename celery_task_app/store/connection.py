@@ -36,6 +36,7 @@ _OPTIONS: dict[str, Any] = {
 _BEHIND_SENTINEL = {**_OPTIONS, "socket_timeout": 0.75, "socket_connect_timeout": 0.75}
 _CONNECTIONS = 32  # of one asyncio client; more requests than these wait for a connection
 _CALL_WITHIN_S = 2.5
+_CANCEL_AGAIN_S = 0.1
 
 StoreClient = redis.Redis
 """A blocking client of the result store."""
@@ -90,6 +91,16 @@ async def store_call() -> AsyncIterator[None]:
     with store_errors():
         async with asyncio.timeout(_CALL_WITHIN_S):
             yield
+
+
+async def end_task(task: asyncio.Task[Any]) -> None:
+    """Cancel a task that uses an `AsyncStoreClient`, until it has ended.
+
+    redis-py may swallow a cancellation while it connects. The process of an endless task would then never end.
+    """
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=_CANCEL_AGAIN_S)
 
 
 def clock_skew_s(client: StoreClient) -> float:

@@ -11,7 +11,7 @@ import redis
 
 from api.completion import CompletionListener
 from celery_task_app.errors import Deleted, InvalidPrediction
-from celery_task_app.store.connection import connect_async
+from celery_task_app.store.connection import connect_async, end_task
 from celery_task_app.store.predictions import (
     COMPLETIONS,
     AsyncPredictionStore,
@@ -284,3 +284,26 @@ def test_only_a_completion_of_a_worker_shows_that_one_computes(
             assert not listener.has_computed(within_s=0)
 
     asyncio.run(wait())
+
+
+def test_a_task_that_swallows_cancellations_is_ended() -> None:
+    async def run() -> None:
+        swallowed = 0
+
+        async def work() -> None:
+            nonlocal swallowed
+            while True:
+                try:
+                    await asyncio.sleep(3600)
+                except asyncio.CancelledError:
+                    swallowed += 1
+                    if swallowed == 3:
+                        raise
+
+        task = asyncio.create_task(work())
+        await asyncio.sleep(0)
+        await end_task(task)
+        assert task.cancelled()
+        assert swallowed == 3
+
+    asyncio.run(asyncio.wait_for(run(), 30))
