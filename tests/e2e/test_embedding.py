@@ -12,6 +12,7 @@ from tests.harness.servers import Servers
 
 pytestmark = pytest.mark.parametrize("servers", ["valkey"], indirect=True)
 
+ENDS_WITHIN_S = 60
 LIFESPAN_IN_A_THREAD = """
 import asyncio, threading
 from app import app
@@ -50,6 +51,8 @@ thread.join()
 )
 def test_the_app_starts_and_stops_in_a_thread(servers: Servers, tmp_path: Path, program: str, output: str) -> None:
     env = {**os.environ, **servers.env, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", program, str(free_port())]
-    run = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=False)
+    # A program that hangs prints the stack of each thread, and ends.
+    watched = f"import faulthandler\nfaulthandler.dump_traceback_later({ENDS_WITHIN_S}, exit=True)\n{program}"
+    command = [sys.executable, "-c", watched, str(free_port())]
+    run = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
     assert (run.returncode, run.stdout) == (0, output), run.stderr
