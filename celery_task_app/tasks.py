@@ -136,7 +136,10 @@ class PredictTask(celery.Task):
     def process(self, kwargs: dict[str, Any]) -> str:
         """Process the message of this task, given its keyword arguments; return its summary."""
         message = self.message_type.parse(kwargs)
-        with self.tracing.processing(message, self.request.id) if self.tracing else contextlib.nullcontext() as span:
+        with (
+            lifecycle.soft_time_limit,
+            self.tracing.processing(message, self.request.id) if self.tracing else contextlib.nullcontext() as span,
+        ):
             summary = self.delivery.process(
                 message,
                 self.model,
@@ -235,6 +238,7 @@ def _prepare_worker(sender: str, **_: object) -> None:
     if settings.metrics_port:
         PredictTask.server = _bind_metrics()
     lifecycle.limit_stop_of_pool_processes()
+    lifecycle.soft_time_limit.replace_handler()
     if settings.warm_up:
         lifecycle.warm_up(
             PredictTask.health,

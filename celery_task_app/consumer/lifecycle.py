@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import billiard.pool
+from celery.exceptions import SoftTimeLimitExceeded
 from celery.platforms import set_pdeathsig
 from celery.utils.log import get_multiprocessing_logger
 
@@ -162,6 +163,41 @@ def limit_stop_of_pool_processes() -> None:
     if not hasattr(billiard.pool, "GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT"):
         raise ImportError("billiard.pool has no GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT any more: see docs/adr/0005")
     billiard.pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT = 10
+
+
+class SoftTimeLimit:
+    """Raises SoftTimeLimitExceeded once in each message, and only while its code runs.
+
+    While a worker stops, Celery sends the signal of the soft time limit twice. billiard's own handler raises twice. The
+    second error could cut the result while the pool process wrote it. The main process then waited for the rest of it
+    until the worker's deadline. See docs/adr/0031.
+    """
+
+    def __init__(self) -> None:
+        self._may_raise = False
+
+    def __enter__(self) -> None:
+        """Begin the code of a message."""
+        self._may_raise = True
+
+    def __exit__(self, *_: object) -> None:
+        """End the code of a message."""
+        self._may_raise = False
+
+    def handle_signal(self, _number: int, _frame: object) -> None:
+        """Raise SoftTimeLimitExceeded if the code of a message runs, and has not been told yet."""
+        if self._may_raise:
+            self._may_raise = False
+            raise SoftTimeLimitExceeded
+
+    def replace_handler(self) -> None:
+        """Replace billiard's handler in the pool processes that are forked afterwards; there is no option for it."""
+        if not hasattr(billiard.pool, "soft_timeout_sighandler"):
+            raise ImportError("billiard.pool has no soft_timeout_sighandler any more: see docs/adr/0031")
+        billiard.pool.soft_timeout_sighandler = self.handle_signal
+
+
+soft_time_limit = SoftTimeLimit()
 
 
 def limit_logs_of_celery() -> None:

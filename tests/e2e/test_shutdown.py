@@ -88,6 +88,24 @@ def test_a_worker_that_is_stopped_finishes_its_message(service: Service, custome
     assert (state["done"], state["failed"]) == (100, 0)
 
 
+def test_a_worker_that_is_stopped_tells_each_long_message_once(
+    servers: Servers, tmp_path: Path, has_begun: Path, customer: Customer
+) -> None:
+    model = marked_model.SlowModel(has_begun=has_begun)
+    # With WARM_UP the main process lets the model predict, and a new pool process does not.
+    settings = {"MODEL_PATH": str(marked_model.save(tmp_path, model)), "WORKER_CONCURRENCY": "4", "WARM_UP": "true"}
+    with running_service(servers, tmp_path, **settings) as service:
+        task_ids = []
+        for _ in range(4):
+            has_begun.unlink(missing_ok=True)
+            task_ids.append(service.predict({**customer, "Customer_Age": marked_model.SLEEPS}))
+            until(has_begun.exists)
+        assert service.worker.stop() == 0
+        log = service.worker.text()
+        assert all(f"attempt lost message_id={task_id}" in log for task_id in task_ids)
+        assert "Exception raised outside body" not in log
+
+
 def test_replacing_each_process_under_load_loses_no_prediction(service: Service, customer: Customer) -> None:
     accepted: dict[str, float] = {}
     statuses: set[int] = set()

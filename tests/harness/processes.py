@@ -172,8 +172,12 @@ class Process:
         assert self.popen is not None
         return self.popen.wait(within_s)
 
-    def stop(self, within_s: float = 20) -> int:
-        """Send SIGTERM, as an operator does; return the exit code."""
+    def stop(self, within_s: float = 30) -> int:
+        """Send SIGTERM, as an operator does; return the exit code.
+
+        Args:
+            within_s: more than the 20 s after which a worker exits without its broker.
+        """
         assert self.popen is not None
         with contextlib.suppress(ProcessLookupError):
             self.popen.terminate()

@@ -8,8 +8,11 @@ from types import SimpleNamespace
 
 import billiard.pool
 import psutil
+import pytest
+from celery.exceptions import SoftTimeLimitExceeded
 
 from celery_task_app.consumer.lifecycle import (
+    SoftTimeLimit,
     limit_logs_of_celery,
     limit_stop_of_pool_processes,
     name_worker_by_process,
@@ -27,6 +30,17 @@ def test_a_worker_without_a_name_gets_its_process_id() -> None:
 def test_a_pool_process_waits_a_second_for_a_missing_receipt() -> None:
     limit_stop_of_pool_processes()
     assert 0.1 * billiard.pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT == 1
+
+
+def test_a_message_meets_its_soft_time_limit_once_and_only_while_it_runs() -> None:
+    limit = SoftTimeLimit()
+    limit.handle_signal(10, None)
+    for _ in range(2):
+        with limit:
+            with pytest.raises(SoftTimeLimitExceeded):
+                limit.handle_signal(10, None)
+            limit.handle_signal(10, None)
+        limit.handle_signal(10, None)
 
 
 def test_the_pool_logs_no_arguments_of_tasks() -> None:
