@@ -117,6 +117,7 @@ def _create_services(
         is_subscribed=lambda: completions.is_subscribed,
         failure=lambda: group_commit.failure,
         has_computed=completions.has_computed,
+        uncompleted_s=lambda: group_commit.uncompleted_s,
         replicas=replicas,
     )
     stack.push_async_callback(readiness.close)

@@ -302,6 +302,7 @@ class Ready(BaseModel):
                     "result_store": "up",
                     "subscription": "up",
                     "submissions": "up",
+                    "completions": "up",
                     "workers": {
                         "celery@host/1": {
                             "model": "loaded",
@@ -328,6 +329,8 @@ class Ready(BaseModel):
     """Whether this process learns of completions."""
     submissions: Literal["up"]
     """Whether the last predictions were accepted."""
+    completions: Literal["up"]
+    """Whether predictions end: none has waited for 10 s in which no other has ended."""
     workers: dict[str, WorkerState]
     """The status of each live worker, by its name."""
     messages: dict[str, int]

@@ -54,7 +54,8 @@ class CompletionListener:
             connect: returns a client of the result store for the subscription.
             predictions: reads the awaited predictions after each (re)subscription.
             max_waiters: most waiters at a time.
-            on_completion: is called with each message of the channel.
+            on_completion: is called with each message of the channel, and with an empty one after each subscription:
+                messages may be lost before it.
         """
         self._connect = connect
         self._predictions = predictions
@@ -142,6 +143,7 @@ class CompletionListener:
     async def _handle(self, message: dict[str, Any]) -> None:
         if message["type"] == "subscribe":
             await self._read_awaited()
+            self._on_completion(b"")
             self._is_subscribed = True
         elif message["type"] == "message":
             if is_from_worker(message["data"]):

@@ -21,6 +21,7 @@ _PUBLISH_PERIOD_S = 20  # a third of the TTL of the schema
 _UP = "up"
 _SKEW_S = 1.0
 _COMPUTED_WITHIN_S = 1.0
+_UNCOMPLETED_AFTER_S = 10.0  # the hard time limit of a message
 _QUEUES = {PredictionMessage.queue.name: "predictions", ChunkMessage.queue.name: "batches"}
 
 
@@ -33,6 +34,7 @@ class Readiness:
         result_store: "up", or the reason why it is not.
         subscription: "up", or the reason why this process learns of no completion.
         submissions: "up", or the reason why the last predictions were not accepted.
+        completions: "up", or for how long no prediction has ended although one was accepted.
         workers: the status of each live worker, by name.
         messages: by queue, the number of messages that no worker has taken yet.
         consumers: by queue, the number of consumers that the broker reports; empty if it does not count them, or if
@@ -44,6 +46,7 @@ class Readiness:
     result_store: str = _UP
     subscription: str = _UP
     submissions: str = _UP
+    completions: str = _UP
     workers: dict[str, WorkerStatus] = field(default_factory=dict)
     messages: dict[str, int] = field(default_factory=dict)
     consumers: dict[str, int] = field(default_factory=dict)
@@ -76,6 +79,8 @@ class Readiness:
                 for queue, count in self.consumers.items()
                 if not count
             ]
+        if not found and self.completions != _UP:
+            found = [f"Predictions are not computed: {self.completions}."]
         return found
 
     @property
@@ -96,6 +101,7 @@ class ReadinessCheck:
         is_subscribed: Callable[[], bool],
         failure: Callable[[], str],
         has_computed: Callable[[float], bool],
+        uncompleted_s: Callable[[], float],
         replicas: int = 0,
     ) -> None:
         """Check this process and its servers.
@@ -107,6 +113,7 @@ class ReadinessCheck:
             is_subscribed: returns whether this process learns of completions.
             failure: returns why the last predictions were not accepted; empty if they were.
             has_computed: returns whether a worker has completed predictions within so many seconds.
+            uncompleted_s: returns the seconds since a prediction was published, if none has ended since.
             replicas: of the result store that must confirm a write.
         """
         self._broker_uri = broker_uri
@@ -116,6 +123,7 @@ class ReadinessCheck:
         self._is_subscribed = is_subscribed
         self._failure = failure
         self._has_computed = has_computed
+        self._uncompleted_s = uncompleted_s
         self._replicas = replicas
         self._check: asyncio.Task[Readiness] | None = None
         self._checked_at = 0.0
@@ -151,11 +159,14 @@ class ReadinessCheck:
         if self._are_wrong(consumers):
             consumers = {}
             warnings = [*warnings, "The broker reports no consumer, although a worker computes predictions."]
+        uncompleted_s = self._uncompleted_s()
+        is_stalled = uncompleted_s > _UNCOMPLETED_AFTER_S
         return Readiness(
             broker=broker,
             result_store=result_store,
             subscription=_UP if self._is_subscribed() else "the result store does not answer on it",
             submissions=self._failure() or _UP,
+            completions=f"none has ended since one was accepted {uncompleted_s:.0f} s ago" if is_stalled else _UP,
             workers=workers,
             messages={queue: counts.messages for queue, counts in queues.items()},
             consumers=consumers,

@@ -17,11 +17,12 @@ import pytest
 
 from api.http.problems import ProblemType
 from tests.conftest import MANIFEST, need_libfaketime
+from tests.harness import marked_model
 from tests.harness.assertions import assert_problem
 from tests.harness.clocks import clock_env
 from tests.harness.processes import ROOT, free_port, until
 from tests.harness.servers import Servers, embedded_valkey, running_servers, start_redis
-from tests.harness.service import Service, running_api
+from tests.harness.service import Service, running_api, running_service
 
 
 def test_readiness_names_each_part(service: Service) -> None:
@@ -32,7 +33,7 @@ def test_readiness_names_each_part(service: Service) -> None:
     body = until(loaded)
     ((name, status),) = body.pop("workers").items()
     consumers = {"churn": 1, "churn.batch": 1} if service.servers.name == "rabbitmq" else {}
-    up = dict.fromkeys(("broker", "result_store", "subscription", "submissions"), "up")
+    up = dict.fromkeys(("broker", "result_store", "subscription", "submissions", "completions"), "up")
     messages = {"churn": 0, "churn.batch": 0}
     assert body == {"status": "ready", **up, "messages": messages, "consumers": consumers, "warnings": []}
     assert name.startswith("celery@")
@@ -72,6 +73,22 @@ def test_a_frozen_worker_is_not_ready_within_20_s(service: Service) -> None:
         assert healthcheck(service, "--hang") == 1
     until(service.answers)
     assert healthcheck(service, "--hang") == 0
+
+
+def test_a_worker_that_completes_nothing_for_10_s_is_not_ready(tmp_path: Path, customer: dict[str, Any]) -> None:
+    path = str(marked_model.save(tmp_path))
+    with (
+        running_servers("valkey", tmp_path) as servers,
+        running_service(servers, tmp_path, MODEL_PATH=path) as service,
+    ):
+        task_id = service.predict({**customer, "Customer_Age": marked_model.SLEEPS})  # four attempts of 5 s
+        until(lambda: not service.answers(), within_s=15)
+        body = assert_problem(service.get("/readyz"), ProblemType.NOT_READY)
+        assert body["detail"].startswith("Predictions are not computed: none has ended since one was accepted 1")
+        assert [status["model"] for status in body["workers"].values()] == ["loaded"]
+        assert service.answers("/readyz?without=workers")
+        assert_problem(service.ended(task_id), ProblemType.PREDICTION_FAILED)
+        until(service.answers, within_s=3)
 
 
 def healthcheck(service: Service, *options: str) -> int:

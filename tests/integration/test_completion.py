@@ -201,7 +201,9 @@ def test_each_message_of_the_channel_is_passed_on(
                 await within(completion)
         return messages
 
-    first, second = map(decode_completions, asyncio.run(listen()))
+    subscription, *messages = asyncio.run(listen())
+    assert subscription == b""
+    first, second = map(decode_completions, messages)
     assert [stored.probability for stored in first.values()] == [0.25]
     assert second == {task_id: SUCCESS}
 

@@ -141,6 +141,24 @@ def test_a_message_fills_until_the_one_before_it_is_predicted(servers: Servers, 
     assert [sorted(message.ids) for message in published(servers)] == [[first], sorted(others)]
 
 
+def test_a_prediction_is_uncompleted_from_its_publication_to_the_next_completion(
+    servers: Servers, customer: dict[str, Any]
+) -> None:
+    async def use(group_commit: GroupCommitter) -> None:
+        assert group_commit.uncompleted_s == 0
+        await submit(group_commit, customer)
+        first_s = group_commit.uncompleted_s
+        await submit(group_commit, customer)
+        assert 0 < first_s < group_commit.uncompleted_s
+        group_commit.on_completion(b'[{"task_id": "of another process"}]')
+        assert group_commit.uncompleted_s == 0
+        await submit(group_commit, customer)
+        group_commit.on_completion(b"")  # a new subscription
+        assert group_commit.uncompleted_s == 0
+
+    run(servers, use)
+
+
 def test_each_prediction_keeps_its_own_task_id(servers: Servers, customer: dict[str, Any]) -> None:
     customers = [{**customer, "Credit_Limit": limit} for limit in range(100)]
     ids = run(servers, lambda group_commit: submit_many(group_commit, customers))
@@ -173,13 +191,20 @@ def test_closing_publishes_all_pending_predictions(servers: Servers, customer: d
 def test_an_unreachable_broker_is_an_error_and_the_marker_is_removed(
     servers: Servers, client: redis.Redis, customer: dict[str, Any], is_refused: bool
 ) -> None:
+
+    async def use(group_commit: GroupCommitter) -> None:
+        try:
+            await submit(group_commit, customer)
+        finally:
+            assert group_commit.uncompleted_s == 0
+
     before = set(client.scan_iter("celery-task-meta-*"))
     with silent_port() as silent:
         uri = servers.broker_uri_at(free_port() if is_refused else silent)
         limits: dict[str, Any] = {"accept_within_s": 1.5} if is_refused else {}
         # The publisher fails earlier than the time limit of the request: it names the reason, and is free for others.
         with pytest.raises(BrokerUnavailable, match="did not confirm"):
-            run(servers, lambda group_commit: submit(group_commit, customer), broker_uri=uri, **limits)
+            run(servers, use, broker_uri=uri, **limits)
     assert set(client.scan_iter("celery-task-meta-*")) == before
 
 

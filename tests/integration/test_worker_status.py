@@ -48,7 +48,7 @@ def statuses(uri: str) -> dict[str, WorkerStatus]:
     return asyncio.run(read())
 
 
-def readiness(broker_uri: str, backend_uri: str, *, has_computed: bool = False) -> Readiness:
+def readiness(broker_uri: str, backend_uri: str, *, has_computed: bool = False, uncompleted_s: float = 0) -> Readiness:
     async def check() -> Readiness:
         parts = ReadinessCheck(
             broker_uri,
@@ -57,6 +57,7 @@ def readiness(broker_uri: str, backend_uri: str, *, has_computed: bool = False) 
             is_subscribed=lambda: True,
             failure=lambda: "",
             has_computed=lambda _within_s: has_computed,
+            uncompleted_s=lambda: uncompleted_s,
         )
         try:
             return await parts.check()

@@ -67,6 +67,13 @@ def test_predictions_are_accepted_without_a_worker(parts: dict[str, Any]) -> Non
     assert problem == "The broker failed: the reason."
 
 
+def test_predictions_that_do_not_end_make_the_service_unready_but_are_accepted() -> None:
+    stalled: dict[str, Any] = {"completions": "none has ended since one was accepted 11 s ago"}
+    assert problems(**stalled) == ["Predictions are not computed: none has ended since one was accepted 11 s ago."]
+    assert len(problems(**stalled, consumers={"churn": 0, "churn.batch": 1})) == 1  # the cause, and not its effect
+    assert Readiness(**stalled).acceptance_problems == []
+
+
 def test_a_queue_without_a_consumer_at_the_broker_is_named() -> None:
     (problem,) = problems(consumers={"churn": 0, "churn.batch": 1})
     assert "`churn`" in problem
