@@ -82,13 +82,13 @@ def test_a_worker_that_completes_nothing_for_10_s_is_not_ready(tmp_path: Path, c
         running_service(servers, tmp_path, MODEL_PATH=path) as service,
     ):
         task_id = service.predict({**customer, "Customer_Age": marked_model.SLEEPS})  # four attempts of 5 s
-        until(lambda: not service.answers(), within_s=15)
+        until(lambda: not service.answers(), within_s=20)
         body = assert_problem(service.get("/readyz"), ProblemType.NOT_READY)
         assert body["detail"].startswith("Predictions are not computed: none has ended since one was accepted 1")
         assert [status["model"] for status in body["workers"].values()] == ["loaded"]
         assert service.answers("/readyz?without=workers")
         assert_problem(service.ended(task_id), ProblemType.PREDICTION_FAILED)
-        until(service.answers, within_s=3)
+        until(service.answers)
 
 
 def healthcheck(service: Service, *options: str) -> int:
