@@ -46,9 +46,8 @@ Between two strikes the load pauses until every prediction has ended.
   largest and the median are shown, and the number of strikes with a refusal.
 - The other columns are those of [faults.md](faults.md).
 
-The load, the cluster and the service share one machine with two cores, so the times vary. The rows are of several runs.
-In the earlier ones other programs used the same cores, with a load average of 15 to 40. After a fault the queue was
-long then, or the client that fetches fell behind. Both count as *false ready*.
+The load, the cluster and the service share one machine with two cores. A run of the whole command on a quiet machine
+wrote all rows (2026-11-27).
 """
 
 

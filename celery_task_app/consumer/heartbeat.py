@@ -1,4 +1,4 @@
-"""The worker's status: published every 5 s while messages are consumed, with a TTL of 15 s.
+"""The worker's status: published every 5 s while messages are consumed, with a TTL of 15 s; every second if it failed.
 
 The main process publishes it. Each pool process records in shared memory that it has loaded the model, and a thread
 records that it runs. If all of them are silent for 8 s, the status is "stuck", and the main process replaces them. If
@@ -54,12 +54,14 @@ class WorkerHealth:
         hostname: Celery's name of the worker, `celery@HOST`.
         pid: of the main process.
         artifact: the checked model file; None until it is checked.
+        is_published: whether the result store took the last status.
     """
 
     def __init__(self, hostname: str, backend_uri: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.hostname = hostname
         self.pid = os.getpid()
         self.artifact: Artifact | None = None
+        self.is_published = True
         self._backend_uri = backend_uri
         self._clock = clock
         self._shared = mmap.mmap(-1, _LOADS + _SLOT_BYTES * _MAX_PROCESSES)
@@ -152,11 +154,13 @@ class WorkerHealth:
             write_status(self.pid, "" if status["model"] == "loaded" else f"{status['model']} {status['detail']}")
         except OSError as error:
             logger.warning("status file not written: %s", error)
+        self.is_published = False
         with self._store() as client:
             status["clock_skew_s"] = round(clock_skew_s(client), 3)
             if self.artifact:
                 publish_model_card(client, self.artifact.card)
             publish_status(client, self._name, status, MAX_AGE_S)
+            self.is_published = True
 
     def withdraw(self) -> None:
         """Withdraw the status: this worker consumes no messages any more."""
@@ -205,7 +209,8 @@ class Heartbeat(bootsteps.StartStopStep):
             self.health.publish([queue.name for queue in consumer.task_consumer.queues])
 
         def check() -> None:
-            if self.health.check_pool():
+            # After a fail-over of the store the status may expire before the next regular one.
+            if self.health.check_pool() or not self.health.is_published:
                 publish()
 
         self._timers = (

@@ -16,6 +16,7 @@ import pytest
 import redis
 from kombu.asynchronous import Hub
 
+from celery_task_app.consumer import heartbeat
 from celery_task_app.consumer.healthcheck import find_problem
 from celery_task_app.consumer.heartbeat import Heartbeat, WorkerHealth
 from celery_task_app.consumer.lifecycle import check_model
@@ -167,6 +168,7 @@ def test_a_result_store_that_is_away_does_not_stop_a_worker(
     (tmp_path / f"churn-worker-{os.getuid()}").touch()  # no folder: no status file can be written
     away.report_model_loaded()
     away.publish(QUEUES)
+    assert not away.is_published
     away.withdraw()
     away.fail(ModelError("no model"))
     assert stops == [signal.SIGTERM]
@@ -174,7 +176,10 @@ def test_a_result_store_that_is_away_does_not_stop_a_worker(
     assert "status file not written" in caplog.text
 
 
-def test_the_step_publishes_while_messages_are_consumed(servers: Servers, health: WorkerHealth) -> None:
+def test_the_step_publishes_while_messages_are_consumed(
+    servers: Servers, client: redis.Redis, health: WorkerHealth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeat, "_PERIOD_S", 3600)
     hub = Hub()
     queues = SimpleNamespace(queues=[PREDICTIONS, BATCHES])
     consumer = SimpleNamespace(timer=hub.timer, task_consumer=queues)
@@ -188,5 +193,9 @@ def test_the_step_publishes_while_messages_are_consumed(servers: Servers, health
         return bool(statuses(servers.backend_uri))
 
     until(is_published)
+    client.flushdb()
+    health.is_published = False  # as after a failure
+    until(is_published)
+    assert health.is_published
     step.stop(consumer)
     assert statuses(servers.backend_uri) == {}
