@@ -329,8 +329,8 @@ class Ready(BaseModel):
     """Whether this process learns of completions."""
     submissions: Literal["up"]
     """Whether the last predictions were accepted."""
-    completions: Literal["up"]
-    """Whether predictions end: none has waited for 10 s in which no other has ended."""
+    completions: str
+    """"up"; else predictions wait in the queue, and none has ended for 10 s. Only `without=workers` ignores that."""
     workers: dict[str, WorkerState]
     """The status of each live worker, by its name."""
     messages: dict[str, int]

@@ -21,12 +21,11 @@ from celery_task_app.messaging.messages import PredictionMessage, PredictionRequ
 from celery_task_app.messaging.publisher import Publisher
 from celery_task_app.observability.logs import log_event, stack_of
 from celery_task_app.observability.tracing import Tracing, trace_request
-from celery_task_app.store.predictions import PredictionStore
+from celery_task_app.store.predictions import PredictionStore, is_from_worker
 
 logger = logging.getLogger(__name__)
 
 _FAILURE_COUNTS_S = 3
-_FORGET_AFTER_S = 60
 _ACCEPT_AFTER_S = 0.05  # without another prediction; under load the next message counts the last one, at no cost
 
 
@@ -106,7 +105,7 @@ class GroupCommitter:
         self._last_id = b""  # a task id of the message that was published last
         self._last_is_predicted = threading.Event()
         self._last_is_predicted.set()
-        self._failure, self._group_ended_at = "", 0.0
+        self._failure, self._failed_at = "", 0.0
         self._published_at: float | None = None  # the first message since the last completion
         self._thread = threading.Thread(target=self._publish_groups, name="publisher", daemon=True)
         self._thread.start()
@@ -146,21 +145,22 @@ class GroupCommitter:
     @property
     def failure(self) -> str:
         """The reason why the last message was not accepted; empty if it was, or after a few seconds without another."""
-        return self._failure if time.monotonic() - self._group_ended_at < _FAILURE_COUNTS_S else ""
+        return self._failure if time.monotonic() - self._failed_at < _FAILURE_COUNTS_S else ""
 
     @property
     def uncompleted_s(self) -> float:
-        """The seconds since this process published a prediction, if no prediction has ended since.
-
-        It is 0 otherwise, and a minute after the last publication.
-        """
-        now, published_at = time.monotonic(), self._published_at
-        is_forgotten = now - self._group_ended_at > _FORGET_AFTER_S  # this process may get no request until it is ready
-        return 0.0 if published_at is None or is_forgotten else now - published_at
+        """The seconds since this process published a prediction, if a worker has ended none since; 0 otherwise."""
+        published_at = self._published_at
+        return 0.0 if published_at is None else time.monotonic() - published_at
 
     def on_completion(self, message: bytes) -> None:
-        """Note that predictions have ended, given a message of the channel; an empty one if some may be lost."""
-        self._published_at = None
+        """Note that predictions have ended.
+
+        Args:
+            message: of the channel of completions; empty if earlier messages may be lost.
+        """
+        if not message or is_from_worker(message):
+            self._published_at = None
         if self._last_id in message:
             self._last_is_predicted.set()
 
@@ -181,7 +181,7 @@ class GroupCommitter:
                 log_event(logger, logging.ERROR, "message not published", fields)
                 end = BrokerUnavailable("not published")
             is_away = isinstance(end, Unavailable) and not isinstance(end, Overloaded)
-            self._failure, self._group_ended_at = str(end) if is_away else "", time.monotonic()
+            self._failure, self._failed_at = str(end) if is_away else "", time.monotonic()
             self._loop.call_soon_threadsafe(_resolve, group, end)
         self._count_published()
         self._publisher.close()
@@ -229,7 +229,7 @@ class GroupCommitter:
         self._published_group = 0
         self._last_id = group[0].task_id.encode()
         self._last_is_predicted.clear()
-        earlier = self._published_at if self.uncompleted_s else None
+        earlier = self._published_at
         self._published_at = earlier or now  # before the publish: the completion may come before the confirmation
         message = PredictionMessage({pending.task_id: pending.request for pending in group})
         marked_at = time.perf_counter()
@@ -238,7 +238,8 @@ class GroupCommitter:
                 message_id = self._publisher.publish(message)
         except Exception:
             self._last_is_predicted.set()
-            self._published_at = earlier
+            if self._published_at is not None:  # else a prediction has ended meanwhile
+                self._published_at = earlier
             with contextlib.suppress(ResultStoreUnavailable):
                 self._store.discard([pending.task_id for pending in group])
             raise

@@ -34,7 +34,7 @@ class Readiness:
         result_store: "up", or the reason why it is not.
         subscription: "up", or the reason why this process learns of no completion.
         submissions: "up", or the reason why the last predictions were not accepted.
-        completions: "up", or for how long no prediction has ended although one was accepted.
+        completions: "up", or for how long no prediction has ended although others wait in the queue.
         workers: the status of each live worker, by name.
         messages: by queue, the number of messages that no worker has taken yet.
         consumers: by queue, the number of consumers that the broker reports; empty if it does not count them, or if
@@ -113,7 +113,7 @@ class ReadinessCheck:
             is_subscribed: returns whether this process learns of completions.
             failure: returns why the last predictions were not accepted; empty if they were.
             has_computed: returns whether a worker has completed predictions within so many seconds.
-            uncompleted_s: returns the seconds since a prediction was published, if none has ended since.
+            uncompleted_s: returns the seconds since a prediction was published, if a worker has ended none since.
             replicas: of the result store that must confirm a write.
         """
         self._broker_uri = broker_uri
@@ -160,13 +160,15 @@ class ReadinessCheck:
             consumers = {}
             warnings = [*warnings, "The broker reports no consumer, although a worker computes predictions."]
         uncompleted_s = self._uncompleted_s()
-        is_stalled = uncompleted_s > _UNCOMPLETED_AFTER_S
+        # Without a message in the queue a worker has the uncompleted ones: it may be at a long attempt.
+        waiting = queues.get(PredictionMessage.queue.name)
+        is_stalled = uncompleted_s > _UNCOMPLETED_AFTER_S and waiting is not None and waiting.messages > 0
         return Readiness(
             broker=broker,
             result_store=result_store,
             subscription=_UP if self._is_subscribed() else "the result store does not answer on it",
             submissions=self._failure() or _UP,
-            completions=f"none has ended since one was accepted {uncompleted_s:.0f} s ago" if is_stalled else _UP,
+            completions=f"none has ended since one was published {uncompleted_s:.0f} s ago" if is_stalled else _UP,
             workers=workers,
             messages={queue: counts.messages for queue, counts in queues.items()},
             consumers=consumers,

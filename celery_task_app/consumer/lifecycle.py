@@ -26,6 +26,13 @@ logger = logging.getLogger(__name__)
 # Seconds until a worker that was told to stop exits. Celery's AMQP close handshake waits for ever on a frozen broker.
 STOP_WITHIN_S = 20
 
+for _name, _record in (
+    ("GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT", "0005"),
+    ("soft_timeout_sighandler", "0031"),
+):
+    if not hasattr(billiard.pool, _name):
+        raise ImportError(f"billiard.pool has no {_name} any more: see docs/adr/{_record}")
+
 
 def check_model(health: WorkerHealth, model_path: Path) -> None:
     """Check the model file; stop the worker before it takes a message if the model cannot be used."""
@@ -160,8 +167,6 @@ def limit_stop_of_pool_processes() -> None:
     waits 0.1 s times this constant of billiard: seen in one of ten stops under load. There is no option for it; see
     docs/adr/0005.
     """
-    if not hasattr(billiard.pool, "GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT"):
-        raise ImportError("billiard.pool has no GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT any more: see docs/adr/0005")
     billiard.pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT = 10
 
 
@@ -185,15 +190,13 @@ class SoftTimeLimit:
         self._may_raise = False
 
     def handle_signal(self, _number: int, _frame: object) -> None:
-        """Raise SoftTimeLimitExceeded if the code of a message runs, and has not been told yet."""
+        """Raise SoftTimeLimitExceeded if the code of a message runs, for the first time in this message."""
         if self._may_raise:
             self._may_raise = False
             raise SoftTimeLimitExceeded
 
     def replace_handler(self) -> None:
         """Replace billiard's handler in the pool processes that are forked afterwards; there is no option for it."""
-        if not hasattr(billiard.pool, "soft_timeout_sighandler"):
-            raise ImportError("billiard.pool has no soft_timeout_sighandler any more: see docs/adr/0031")
         billiard.pool.soft_timeout_sighandler = self.handle_signal
 
 

@@ -88,7 +88,7 @@ def test_a_worker_that_is_stopped_finishes_its_message(service: Service, custome
     assert (state["done"], state["failed"]) == (100, 0)
 
 
-def test_a_worker_that_is_stopped_tells_each_long_message_once(
+def test_a_worker_that_is_stopped_raises_each_soft_time_limit_once(
     servers: Servers, tmp_path: Path, has_begun: Path, customer: Customer
 ) -> None:
     model = marked_model.SlowModel(has_begun=has_begun)
@@ -104,6 +104,8 @@ def test_a_worker_that_is_stopped_tells_each_long_message_once(
         log = service.worker.text()
         assert all(f"attempt lost message_id={task_id}" in log for task_id in task_ids)
         assert "Exception raised outside body" not in log
+        assert "Pool process" not in log  # the second signal has ended none that had reported its message
+        assert "exiting without it" not in log
 
 
 def test_replacing_each_process_under_load_loses_no_prediction(service: Service, customer: Customer) -> None:

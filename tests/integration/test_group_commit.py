@@ -150,7 +150,9 @@ def test_a_prediction_is_uncompleted_from_its_publication_to_the_next_completion
         first_s = group_commit.uncompleted_s
         await submit(group_commit, customer)
         assert 0 < first_s < group_commit.uncompleted_s
-        group_commit.on_completion(b'[{"task_id": "of another process"}]')
+        group_commit.on_completion(b'[{"task_id": "deleted by a client"}]')
+        assert group_commit.uncompleted_s > 0
+        group_commit.on_completion(b'[{"times": [0, 0], "task_id": "of another process"}]')
         assert group_commit.uncompleted_s == 0
         await submit(group_commit, customer)
         group_commit.on_completion(b"")  # a new subscription

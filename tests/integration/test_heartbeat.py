@@ -16,7 +16,6 @@ import pytest
 import redis
 from kombu.asynchronous import Hub
 
-from celery_task_app.consumer import heartbeat
 from celery_task_app.consumer.healthcheck import find_problem
 from celery_task_app.consumer.heartbeat import Heartbeat, WorkerHealth
 from celery_task_app.consumer.lifecycle import check_model
@@ -176,10 +175,23 @@ def test_a_result_store_that_is_away_does_not_stop_a_worker(
     assert "status file not written" in caplog.text
 
 
-def test_the_step_publishes_while_messages_are_consumed(
-    servers: Servers, client: redis.Redis, health: WorkerHealth, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(heartbeat, "_PERIOD_S", 3600)
+def test_a_status_that_was_not_published_is_published_by_the_next_check(servers: Servers, health: WorkerHealth) -> None:
+    repeated: dict[float, Callable[[], None]] = {}
+    timer = SimpleNamespace(call_after=lambda _after_s, _function: None, call_repeatedly=repeated.__setitem__)
+    consumer = SimpleNamespace(timer=timer, task_consumer=SimpleNamespace(queues=[PREDICTIONS, BATCHES]))
+    step = Heartbeat(consumer)
+    step.health = health
+    step.start(consumer)
+    check = repeated[min(repeated)]
+    check()
+    assert statuses(servers.backend_uri) == {}
+    health.is_published = False  # as after a failure
+    check()
+    assert statuses(servers.backend_uri) != {}
+    assert health.is_published
+
+
+def test_the_step_publishes_while_messages_are_consumed(servers: Servers, health: WorkerHealth) -> None:
     hub = Hub()
     queues = SimpleNamespace(queues=[PREDICTIONS, BATCHES])
     consumer = SimpleNamespace(timer=hub.timer, task_consumer=queues)
@@ -193,9 +205,5 @@ def test_the_step_publishes_while_messages_are_consumed(
         return bool(statuses(servers.backend_uri))
 
     until(is_published)
-    client.flushdb()
-    health.is_published = False  # as after a failure
-    until(is_published)
-    assert health.is_published
     step.stop(consumer)
     assert statuses(servers.backend_uri) == {}

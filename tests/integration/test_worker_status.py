@@ -18,6 +18,7 @@ from celery_task_app.store.worker_status import (
     withdraw_status,
 )
 from tests.harness.processes import free_port, until
+from tests.harness.publishing import publish_arguments
 from tests.harness.servers import Servers
 
 QUEUES = ["churn", "churn.batch"]
@@ -112,6 +113,17 @@ def test_predictions_prove_that_a_cluster_counts_consumers_late(
     assert readiness(cluster, servers.backend_uri, has_computed=True).is_ready
     assert not readiness(cluster, servers.backend_uri, has_computed=False).is_ready
     assert not readiness(servers.broker_uri, servers.backend_uri, has_computed=True).is_ready
+
+
+@pytest.mark.usefixtures("empty_queues")
+def test_predictions_that_wait_while_none_ends_are_a_problem(servers: Servers) -> None:
+    def completions(uncompleted_s: float) -> str:
+        return readiness(servers.broker_uri, servers.backend_uri, uncompleted_s=uncompleted_s).completions
+
+    assert completions(11) == "up"  # a worker has them
+    publish_arguments(servers, {})
+    until(lambda: completions(11) == "none has ended since one was published 11 s ago")
+    assert completions(9) == "up"
 
 
 def test_a_result_store_that_is_away_is_an_error(host: str) -> None:

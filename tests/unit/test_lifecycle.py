@@ -32,7 +32,7 @@ def test_a_pool_process_waits_a_second_for_a_missing_receipt() -> None:
     assert 0.1 * billiard.pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT == 1
 
 
-def test_a_message_meets_its_soft_time_limit_once_and_only_while_it_runs() -> None:
+def test_the_soft_time_limit_is_raised_once_and_only_while_a_message_runs() -> None:
     limit = SoftTimeLimit()
     limit.handle_signal(10, None)
     for _ in range(2):
@@ -41,6 +41,14 @@ def test_a_message_meets_its_soft_time_limit_once_and_only_while_it_runs() -> No
                 limit.handle_signal(10, None)
             limit.handle_signal(10, None)
         limit.handle_signal(10, None)
+
+
+def test_pool_processes_get_the_handler_of_the_soft_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(billiard.pool, "soft_timeout_sighandler", None)
+    limit = SoftTimeLimit()
+    limit.replace_handler()
+    with limit, pytest.raises(SoftTimeLimitExceeded):
+        billiard.pool.soft_timeout_sighandler(10, None)
 
 
 def test_the_pool_logs_no_arguments_of_tasks() -> None:

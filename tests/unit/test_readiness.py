@@ -68,8 +68,8 @@ def test_predictions_are_accepted_without_a_worker(parts: dict[str, Any]) -> Non
 
 
 def test_predictions_that_do_not_end_make_the_service_unready_but_are_accepted() -> None:
-    stalled: dict[str, Any] = {"completions": "none has ended since one was accepted 11 s ago"}
-    assert problems(**stalled) == ["Predictions are not computed: none has ended since one was accepted 11 s ago."]
+    stalled: dict[str, Any] = {"completions": "none has ended since one was published 11 s ago"}
+    assert problems(**stalled) == ["Predictions are not computed: none has ended since one was published 11 s ago."]
     assert len(problems(**stalled, consumers={"churn": 0, "churn.batch": 1})) == 1  # the cause, and not its effect
     assert Readiness(**stalled).acceptance_problems == []
 
