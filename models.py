@@ -330,7 +330,7 @@ class Ready(BaseModel):
     submissions: Literal["up"]
     """Whether the last predictions were accepted."""
     completions: str
-    """"up"; else predictions wait in the queue, and none has ended for 10 s. Only `without=workers` ignores that."""
+    """"up"; else predictions wait in the queue, and none has ended for 10 s. `without=workers` does not count it."""
     workers: dict[str, WorkerState]
     """The status of each live worker, by its name."""
     messages: dict[str, int]

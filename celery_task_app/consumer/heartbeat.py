@@ -1,4 +1,6 @@
-"""The worker's status: published every 5 s while messages are consumed, with a TTL of 15 s; every second if it failed.
+"""The worker's status: published every 5 s while messages are consumed, with a TTL of 15 s.
+
+If the result store does not take it, the worker publishes it again after a second.
 
 The main process publishes it. Each pool process records in shared memory that it has loaded the model, and a thread
 records that it runs. If all of them are silent for 8 s, the status is "stuck", and the main process replaces them. If

@@ -172,11 +172,12 @@ class Process:
         assert self.popen is not None
         return self.popen.wait(within_s)
 
-    def stop(self, within_s: float = 30) -> int:
+    def stop(self, within_s: float = 20) -> int:
         """Send SIGTERM, as an operator does; return the exit code.
 
         Args:
-            within_s: more than the 20 s after which a worker exits without its broker.
+            within_s: seconds after which the test fails. A worker that exits at its deadline, without its broker, is
+                later than 20 s.
         """
         assert self.popen is not None
         with contextlib.suppress(ProcessLookupError):

@@ -193,7 +193,6 @@ def test_closing_publishes_all_pending_predictions(servers: Servers, customer: d
 def test_an_unreachable_broker_is_an_error_and_the_marker_is_removed(
     servers: Servers, client: redis.Redis, customer: dict[str, Any], is_refused: bool
 ) -> None:
-
     async def use(group_commit: GroupCommitter) -> None:
         try:
             await submit(group_commit, customer)
